@@ -1,0 +1,396 @@
+"""Scenes: the held-out rule and leakage on the built data, determinism, cache, and drawing."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from tevq import scenes as scenes_module
+from tevq.captions import CENTER, COLOURS, PLACES, TEMPLATES, UNUSED, official_units, parse
+from tevq.items import CLASS_NAMES, Items, load_items
+from tevq.scenes import (
+    CASES,
+    HELD_OUT,
+    OFFSETS,
+    RGB,
+    SPLITS,
+    build,
+    crop,
+    draw,
+    load_manifest,
+    load_scenes,
+    part_of,
+    render,
+)
+from tevq.settings import Data, SettingsError
+from tevq.tokenizer import BOS, EOS, PAD, Tokenizer
+
+DATA = Data(source="digits", train=5000, val=1000, test=1000, seed=3)
+NAMES = CLASS_NAMES["digits"]
+TOKENIZER = Tokenizer(NAMES)
+SHA256 = "cfe56b4f2e4d3b7ac330162e6c71cfcaaf96e176b4ccf29e3fecba1ada013c1b"
+
+
+def labels_of(split):
+    return load_items("digits", part_of(split)).labels.numpy()
+
+
+@pytest.fixture(scope="module")
+def built():
+    return {split: build(DATA, split, labels_of(split)) for split in SPLITS}
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def seen(scenes, quadrants=True):
+    """All (place, colour, class) with scene numbers, by a plain loop."""
+    return [(i, clause) for i in range(len(scenes)) for clause in scenes.clauses(i)
+            if (clause.place != CENTER) == quadrants]
+
+
+# --------------------------------------------------------------------------------- rule, counts
+
+
+def test_held_out_table_is_as_declared():
+    assert HELD_OUT[0] == (COLOURS.index("white"), PLACES.index("upper left"))  # the paper's
+    places = Counter(place for _, place in HELD_OUT)
+    assert set(places) == {0, 1, 2, 3} and min(places.values()) >= 2
+    assert {colour for colour, _ in HELD_OUT} == {0, 1, 2, 3}
+
+
+def test_quadrants_follow_the_held_out_rule(built):
+    for split, scenes in built.items():
+        held = {(clause.colour, clause.place) == HELD_OUT[clause.label]
+                for _, clause in seen(scenes)}
+        assert held == {split in ("val", "test")}, split
+
+
+def test_center_scenes_show_everything_in_every_split(built):
+    for scenes in built.values():
+        combinations = {(c.colour, c.label) for _, c in seen(scenes, quadrants=False)}
+        assert len(combinations) == 40
+
+
+def test_cases_are_exactly_balanced_and_mean_what_they_say(built):
+    for scenes in built.values():
+        assert np.bincount(scenes.case).tolist() == [len(scenes) // 5] * 5
+        for i, case in enumerate(scenes.case):
+            places = [clause.place for clause in scenes.clauses(i)]
+            assert len(set(places)) == len(places) == (1 if CASES[case] == "center" else case + 1)
+            assert (CENTER in places) == (CASES[case] == "center")
+        assert (np.diff(scenes.case.astype(int)) != 0).mean() > 0.7  # shuffled
+
+
+def test_sizes_that_five_does_not_divide_differ_by_one():
+    scenes = build(dataclasses.replace(DATA, val=13), "val", labels_of("val"))
+    assert sorted(np.bincount(scenes.case)) == [2, 2, 3, 3, 3]
+
+
+def test_training_draws_are_uniform(built):
+    """Chi-square tests of a fixed seed; each fails for a fair draw once in 1,000 seeds."""
+    train = built["train"]
+    for split in ("train", "test_seen"):
+        pairs = Counter((c.place, c.label) for _, c in seen(built[split]))
+        for place in range(4):
+            assert chisquare([pairs[place, label] for label in range(10)]).pvalue > 1e-3
+    bound = Counter(c.colour for _, c in seen(train) if (c.label, c.place) == (0, 0))
+    assert bound[0] == 0 and chisquare([bound[k] for k in (1, 2, 3)]).pvalue > 1e-3
+    free = Counter(c.colour for _, c in seen(train) if (c.label, c.place) == (0, 3))
+    assert chisquare([free[k] for k in range(4)]).pvalue > 1e-3
+    order = Counter(tuple(train.place[i]) for i in np.flatnonzero(train.case == 3))
+    assert len(order) == 24 and chisquare(list(order.values())).pvalue > 1e-3
+    test = Counter(c.label for _, c in seen(built["test"]) if c.place == 0)
+    assert set(test) == {0, 4, 8} and chisquare(list(test.values())).pvalue > 1e-3
+
+
+def test_captions_use_the_whole_grammar_evenly(built):
+    train = built["train"]
+    texts = [TOKENIZER.decode(train.caption[i]).removesuffix(".") for i in range(len(train))]
+    units = [unit.strip() for text in texts for unit in text.split(",")]
+    words = Counter(word for unit in units for word in unit.split())
+    links = Counter(unit.split()[0] if unit.split()[0] in ("and", "while", "also") else ""
+                    for text in texts for unit in text.split(",")[1:])
+    assert len(links) == 4 and chisquare(list(links.values())).pvalue > 1e-3
+    for pair in (("upper", "top"), ("lower", "bottom"), ("center", "middle")):
+        assert chisquare([words[word] for word in pair]).pvalue > 1e-3
+    shapes = Counter()
+    for unit in units:
+        for template in TEMPLATES:
+            pattern = template.format(place=r"\w+( \w+)?", colour=r"\w+", label=r"\w+")
+            shapes[template] += bool(re.fullmatch(rf"((and|while|also) )?{pattern}", unit))
+    assert sum(shapes.values()) == len(units) == 11_000
+    assert chisquare(list(shapes.values())).pvalue > 1e-3
+
+
+def test_manifest_counts_match_a_plain_loop(built):
+    manifest = scenes_module.manifest(built["train"], "digits")
+    clauses = [c for _, c in seen(built["train"])] + [c for _, c in seen(built["train"], False)]
+    assert manifest["classes"] == {n: sum(c.label == i for c in clauses)
+                                   for i, n in enumerate(NAMES)}
+    assert manifest["colours"] == {n: sum(c.colour == i for c in clauses)
+                                   for i, n in enumerate(COLOURS)}
+    assert manifest["places"] == {n: sum(c.place == i for c in clauses)
+                                  for i, n in enumerate(PLACES)}
+    assert manifest["cases"] == {case: 1000 for case in CASES} and manifest["items"] == 11_000
+    assert manifest["held_out"]["zero"] == "white upper left"
+    assert json.loads(json.dumps(manifest)) == manifest
+
+
+# ------------------------------------------------------------------------------ items, captions
+
+
+def test_items_have_the_classes_they_should(built):
+    for split, scenes in built.items():
+        labels = labels_of(split)
+        for row, label in zip(scenes.item, scenes.label, strict=True):
+            used = row >= 0
+            assert (labels[row[used]] == label[used]).all()
+            assert (label[~used] == UNUSED).all() and used.any()
+
+
+def test_no_item_leaks_between_splits(built):
+    """By pixels, not by index: no picture of one split is a picture of another."""
+    pictures = {}
+    for split, scenes in built.items():
+        images = load_items("digits", part_of(split)).images.numpy()
+        pictures[split] = {images[i].tobytes() for i in np.unique(scenes.item[scenes.item >= 0])}
+    assert not pictures["train"] & (pictures["val"] | pictures["test"] | pictures["test_seen"])
+    assert not pictures["val"] & (pictures["test"] | pictures["test_seen"])
+    assert len(pictures["train"]) > 1200 and len(pictures["val"]) > 200  # all items in use
+
+
+def test_unused_slots_come_last(built):
+    for scenes in built.values():
+        unused = scenes.place == UNUSED
+        assert (np.diff(unused.astype(int), axis=1) >= 0).all()
+        for array, mark in ((scenes.item, -1), (scenes.label, UNUSED), (scenes.colour, UNUSED)):
+            assert ((array == mark) == unused).all()
+
+
+def test_captions_say_what_the_scenes_show(built):
+    for scenes in built.values():
+        for i in range(500):
+            ids = scenes.caption[i]
+            end = int((ids == EOS).argmax())
+            assert ids[0] == BOS and ids[end] == EOS and (ids[end + 1:] == PAD).all()
+            text = TOKENIZER.decode(ids)
+            assert parse(text, NAMES) == (set(scenes.clauses(i)), (), len(scenes.clauses(i)))
+            assert official_units(text, NAMES) == scenes.clauses(i)  # in slot order
+
+
+# --------------------------------------------------------------------------------- determinism
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sampled_from(SPLITS), st.integers(1, 700), st.integers(1, 4))
+def test_batch_size_and_workers_change_nothing(split, batch, workers):
+    data = dataclasses.replace(DATA, train=603, val=603, test=603)
+    labels = labels_of(split)
+    expected = build(data, split, labels, batch=10**6)
+    assert build(data, split, labels, batch, workers).sha256() == expected.sha256()
+
+
+def test_the_hash_is_pinned():
+    """The same data on every machine and version; a change here needs a new format number."""
+    data = Data(source="digits", train=1000, val=100, test=100, seed=0)
+    assert build(data, "train", labels_of("train")).sha256() == SHA256
+
+
+def test_seeds_and_splits_are_different_draws(built):
+    hashes = {scenes.sha256() for scenes in built.values()}
+    other = build(dataclasses.replace(DATA, seed=4), "train", labels_of("train"))
+    assert len(hashes | {other.sha256()}) == 5
+    same = (built["test_seen"].place == built["train"].place[:1000]).all(1).mean()
+    assert same < 0.2  # another stream, not a prefix
+
+
+def test_the_hash_sees_every_array(built):
+    scenes = built["val"].take(slice(0, 50))
+    hashes = {scenes.sha256()}
+    for name, array in scenes.arrays().items():
+        changed = array.copy()
+        changed.flat[7] ^= 1
+        hashes.add(dataclasses.replace(scenes, **{name: changed}).sha256())
+    assert len(hashes) == 7
+
+
+# --------------------------------------------------------------------------------------- cache
+
+
+def test_scenes_are_built_once_and_then_read(cache, monkeypatch):
+    first = load_scenes(DATA, "val")
+    monkeypatch.setattr(scenes_module, "build", lambda *_: pytest.fail("built again"))
+    assert load_scenes(DATA, "val").sha256() == first.sha256()
+    assert load_manifest(DATA, "val")["sha256"] == first.sha256()
+    stored = json.loads(next(cache.rglob("*.json")).read_text())
+    assert stored == load_manifest(DATA, "val")
+    assert stored["items_sha256"] == load_items("digits", "test").sha256()
+    assert stored["cases"] == {case: 200 for case in CASES}
+
+
+def flip_pixel(folder):
+    path = next(folder.rglob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def cut(folder):
+    path = next(folder.rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def empty(folder):
+    next(folder.rglob("*.safetensors")).write_bytes(b"")
+
+
+def change_manifest(folder):
+    path = next(folder.rglob("*.json"))
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+
+
+def lose_manifest(folder):
+    next(folder.rglob("*.json")).unlink()
+
+
+def scramble_manifest(folder):
+    next(folder.rglob("*.json")).write_text("[1, 2")
+
+
+def foreign_manifest(folder):
+    next(folder.rglob("*.json")).write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [flip_pixel, cut, empty, change_manifest, lose_manifest,
+                                    scramble_manifest, foreign_manifest])
+def test_damaged_cache_is_built_again_with_one_line(cache, capsys, damage):
+    first = load_scenes(DATA, "val")
+    assert capsys.readouterr().err == ""
+    damage(cache)
+    assert load_scenes(DATA, "val").sha256() == first.sha256()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "damaged" in message
+    assert load_scenes(DATA, "val").sha256() == first.sha256()
+    assert capsys.readouterr().err == ""  # repaired
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(cache, capsys):
+    (cache / "scenes").write_text("a file where the folder should be")
+    assert len(load_scenes(DATA, "val")) == DATA.val
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "not cached" in message
+
+
+def test_other_settings_are_other_files(cache):
+    for data in (DATA, dataclasses.replace(DATA, seed=4), dataclasses.replace(DATA, val=500)):
+        load_scenes(data, "val")
+    load_scenes(DATA, "test")
+    assert len(list(cache.rglob("*.safetensors"))) == len(list(cache.rglob("*.json"))) == 4
+
+
+def test_bad_splits_and_missing_classes_are_refused():
+    with pytest.raises(SettingsError, match="did you mean 'train'"):
+        load_scenes(DATA, "trian")
+    with pytest.raises(SettingsError, match="class 9 has no items for split 'val'"):
+        build(DATA, "val", np.arange(300) % 9)
+
+
+# ------------------------------------------------------------------------------------- drawing
+
+
+def slow_draw(pictures, count):
+    """Second route, pixel by pixel: pictures of (image, colour, (row, column), scene)."""
+    canvas = np.zeros((count, 3, 64, 64))
+    for image, colour, (top, left), scene in pictures:
+        for row, column in np.argwhere(np.asarray(image)):
+            y, x = top + row, left + column
+            if 0 <= y < 64 and 0 <= x < 64:
+                for channel in range(3):
+                    value = float(image[row, column]) * RGB[colour][channel]
+                    canvas[scene, channel, y, x] = max(canvas[scene, channel, y, x], value)
+    return torch.from_numpy(canvas / 127.5 - 1).float()
+
+
+def test_render_against_a_plain_loop(built):
+    items = load_items("digits", "test")
+    index = [0, 999, 5, 6, 7, 8, 9, 10]
+    scenes = built["test"].take(index)
+    pictures = [(items.images[scenes.item[i, s]], scenes.colour[i, s],
+                 OFFSETS[scenes.place[i, s]], i)
+                for i in range(len(index)) for s in range(4) if scenes.item[i, s] >= 0]
+    images = render(built["test"], items, index)
+    assert images.shape == (8, 3, 64, 64) and images.dtype == torch.float32
+    assert images.min() == -1 and images.max() > 0.9
+    assert torch.allclose(images, slow_draw(pictures, len(index)), atol=1e-6)
+
+
+def test_places_are_where_their_names_say():
+    for name, (row, column) in zip(PLACES, OFFSETS, strict=True):
+        center = (row + 14, column + 14)
+        expected = {"upper": 16, "lower": 48}.get(name.split()[0], 32), \
+            {"left": 16, "right": 48}.get(name.split()[-1], 32)
+        assert center == expected
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 499), st.integers(0, 3), st.integers(-40, 80),
+                          st.integers(-40, 80), st.integers(0, 2)), max_size=6))
+def test_draw_against_a_plain_loop(rows):
+    """Any offset: parts outside are cut off, overlapping items show the brighter value."""
+    images = load_items("digits", "test").images
+    table = torch.tensor(rows, dtype=torch.long).reshape(-1, 5)
+    found = draw(images[table[:, 0]], table[:, 1], table[:, 2:4], table[:, 4], 3)
+    pictures = [(images[i], colour, (row, column), scene)
+                for i, colour, row, column, scene in rows]
+    assert torch.allclose(found, slow_draw(pictures, 3), atol=1e-6)
+
+
+def test_draw_and_render_are_twins(built):
+    items, scenes = load_items("digits", "train"), built["train"].take(slice(0, 200))
+    scene, slot = np.nonzero(scenes.item >= 0)
+    offset = torch.tensor(OFFSETS)[torch.from_numpy(scenes.place[scene, slot].astype(np.int64))]
+    drawn = draw(items.images[torch.from_numpy(scenes.item[scene, slot]).long()],
+                 torch.from_numpy(scenes.colour[scene, slot].astype(np.int64)), offset,
+                 torch.from_numpy(scene), 200)
+    assert torch.equal(drawn, render(scenes, items))
+
+
+def test_render_takes_any_index(built):
+    items, scenes = load_items("digits", "train"), built["train"]
+    index = np.array([3, 1, 4, 1, 5])
+    images = render(scenes, items, index)
+    assert torch.equal(images, render(scenes, items, torch.from_numpy(index)))
+    assert torch.equal(images, render(scenes, items, device="cpu", index=index.tolist()))
+    assert torch.equal(images[0], render(scenes, items, slice(3, 4))[0])
+    assert render(scenes, items, slice(0, 0)).shape == (0, 3, 64, 64)
+
+
+def test_crop_is_the_inverse_of_render(built):
+    items, scenes = load_items("digits", "train"), built["train"].take(slice(0, 300))
+    images = render(scenes, items)
+    rgb = torch.tensor(RGB)
+    for slot in range(4):
+        used = np.flatnonzero(scenes.place[:, slot] != UNUSED)
+        crops = crop(images[used], torch.from_numpy(scenes.place[used, slot]))
+        grey = items.images[torch.from_numpy(scenes.item[used, slot]).long()].float()
+        colour = rgb[torch.from_numpy(scenes.colour[used, slot]).long()]
+        ink = grey[:, None] * colour[:, :, None, None]
+        assert torch.equal(((crops + 1) * 127.5).round(), ink)
+
+
+def test_the_original_items_are_never_changed(built):
+    items = load_items("digits", "train")
+    before = items.sha256()
+    render(built["train"], items, slice(0, 50)).zero_()
+    assert Items(*items).sha256() == before

@@ -1,0 +1,106 @@
+"""Command line of the study; `./run_all.sh` calls it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from tevq import graph, pipeline, presets
+from tevq.settings import SettingsError, parse_overrides
+from tevq.study import choose
+
+EXAMPLES = """
+examples:
+  ./run_all.sh                                  everything on embedded digits, in minutes
+  ./run_all.sh --preset laptop --variants sc,te --seeds 0
+  ./run_all.sh --preset laptop --notebooks 03,04 --dry-run
+  ./run_all.sh --set stage1.steps=500 --results /tmp/trial
+  ./run_all.sh --test                           ruff, pytest, nbval
+
+What is finished and unchanged is skipped; what was interrupted goes on where it was. A notebook
+runs again when it, its settings, the tevq code it imports or a notebook before it has changed.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends a wrong command line in one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"tevq: {message}; see ./run_all.sh --help\n")
+
+
+def parser() -> Parser:
+    """The options."""
+    made = Parser("run_all.sh", description="Runs the notebooks of the study with papermill.",
+                  epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+                  allow_abbrev=False)
+    add = made.add_argument
+    add("--preset", default="smoke", metavar="NAME",
+        help=f"size of the study: {', '.join(presets.PRESETS)} (default smoke)")
+    add("--variants", default="", metavar="LIST",
+        help=f"from {','.join(presets.VARIANTS)} (default: the preset's)")
+    add("--seeds", default="", metavar="LIST", help="e.g. 0,1,2 (default: the preset's)")
+    add("--notebooks", default="", metavar="LIST", help="e.g. 03,04 (default: all)")
+    add("--tables", default="", metavar="LIST",
+        help="tables of the paper to work for, from 1,2,3 (default: the preset's)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE",
+        help="override a setting, e.g. stage1.steps=500; may be repeated")
+    add("--jobs", type=int, default=0, metavar="N",
+        help="notebooks side by side (default: 2, or 1 with a GPU)")
+    add("--results", default="", metavar="DIR", help="folder for the results (default: results/)")
+    add("--force", action="store_true", help="run again what is finished and unchanged")
+    add("--dry-run", action="store_true", help="say what would run and why, and stop")
+    add("--test", action="store_true", help="run the tests instead")
+    return made
+
+
+def main(arguments: list[str] | None = None, folder: Path = graph.FOLDER) -> int:
+    """Exit code: 0 all well, 1 a notebook or test failed, 2 wrong input, 130 stopped.
+
+    folder: where the notebooks are stored.
+    """
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.test:
+            from tevq import selftest
+
+            return selftest.main()
+        return _run(options, folder)
+    except SettingsError as error:
+        print(f"tevq: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tevq: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
+    if options.jobs < 0:
+        raise SettingsError(f"--jobs {options.jobs} is not allowed; use a whole number from 1")
+    overrides = {}
+    for text in options.set:
+        overrides |= parse_overrides(text)
+    results = str(Path(options.results).resolve()) if options.results else ""
+    study = choose(options.preset, options.variants, options.seeds, options.tables, overrides,
+                   results)
+    made = pipeline.plan(study, options.notebooks, options.force, folder)
+    if options.dry_run:
+        print(pipeline.describe(made))
+        return 0
+    return pipeline.run(made, options.jobs, say=_say)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Checkpoints without pickle: tensors in safetensors, everything else in JSON.
+
+A file is written beside its place, synchronised and renamed, so a save never destroys a save. Its
+name carries the first half of its SHA-256, so damage is noticed before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+
+class DamagedFileError(ValueError):
+    """A file whose content does not match the checksum in its name."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` all or nothing.
+
+    Raises OSError (disk full, read-only folder); what was at `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """JSON, indented, all or nothing."""
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def save_tree(folder: Path, stem: str, tree: Any) -> Path:
+    """Saves nested dictionaries and lists of tensors and plain values as `<stem>.<sha>.safetensors`.
+
+    Dictionary keys may be strings or whole numbers (as in optimizer states).
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _pack(tree, tensors)
+    content = save(tensors, metadata={"structure": json.dumps(structure)})
+    path = folder / f"{stem}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    write_atomically(path, content)
+    return path
+
+
+def load_tree(path: Path) -> Any:
+    """What `save_tree` saved. Raises DamagedFileError when the checksum does not match."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest()[:32] != path.name.split(".")[-2]:
+        raise DamagedFileError(f"{path} is damaged: its content does not match its checksum")
+    try:
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        return _unpack(json.loads(header["__metadata__"]["structure"]), tensors)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not a checkpoint of this project: {error}") from None
+
+
+def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, torch.Tensor):
+        name = str(len(tensors))
+        # safetensors wants storage of its own for every tensor, in the default layout
+        tensors[name] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "channels_last": _is_channels_last(tree)}
+    if isinstance(tree, dict):
+        return {"dict": [[key, _pack(value, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {"list": [_pack(value, tensors) for value in tree]}
+    return {"value": tree}
+
+
+def _unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if "tensor" in node:
+        tensor = tensors[node["tensor"]]
+        # the memory layout selects kernels, hence the last bits of a resumed training
+        return tensor.contiguous(memory_format=torch.channels_last) if node[
+            "channels_last"] else tensor
+    if "dict" in node:
+        return {key: _unpack(value, tensors) for key, value in node["dict"]}
+    if "list" in node:
+        return [_unpack(value, tensors) for value in node["list"]]
+    return node["value"]
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return (tensor.dim() == 4 and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=torch.channels_last))

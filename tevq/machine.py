@@ -1,0 +1,102 @@
+"""What we run on: device, precision, seeds, and the record of both that every run keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent  # of the repository in an editable installation
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where tensors live and in which precision the networks compute."""
+
+    device: torch.device
+    dtype: torch.dtype  # of autocast regions; float32 means no autocast
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last pays wherever bfloat16 does; elsewhere it is at worst neutral."""
+        return torch.channels_last
+
+    def autocast(self):
+        """Context in which convolutions and matrix products run in `dtype`."""
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def detect(precision: str = "auto") -> Machine:
+    """The best device, with bfloat16 where its hardware has it (`precision="auto"`)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+    dtype = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fast) else None
+    return Machine(device, dtype or torch.float32)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True on processors with bfloat16 matrix instructions (AMX, AVX512-BF16)."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator that is a pure function of its numbers, e.g. (seed, epoch)."""
+    state = np.random.SeedSequence(numbers).generate_state(1, dtype=np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def record(machine: Machine) -> dict:
+    """Versions, commit and device, for the record of a run."""
+    packages = ("torch", "torchvision", "numpy", "scikit-learn")
+    name = torch.cuda.get_device_name() if machine.device.type == "cuda" else _processor()
+    return {
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in packages},
+        "commit": commit(),
+        "device": machine.device.type,
+        "device_name": name,
+        "precision": str(machine.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+
+
+def commit() -> str:
+    """Commit of the repository, with `-dirty` when package or notebooks differ; else unknown."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "tevq", "notebooks"],
+                                 capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,115 @@
+"""What the notebooks share: checked parameters, source on display, saved figures.
+
+A notebook begins with the set-up cell (`SETUP`), its parameters cell, and
+
+    study = notebook.start(globals(), "03_stage1")
+    settings = study.settings
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tevq.graph import NOTEBOOKS
+from tevq.settings import SettingsError, unknown
+from tevq.study import Study, choose
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The first code cell of every notebook. It leaves no names of plain values behind, because `start`
+# takes those for parameters.
+SETUP = '''\
+# Elsewhere `pip install -r requirements.txt` has installed tevq; on Colab this cell does.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("tevq") is None:
+    subprocess.run(
+        "test -d tevq-study || git clone --depth 1 https://github.com/tevq/tevq.git tevq-study; "
+        f"cd tevq-study && {sys.executable} -m pip install -q -r requirements.txt",
+        shell=True, check=True)
+    sys.path.insert(0, "tevq-study")
+'''
+
+_LITERALS = (str, int, float, list, tuple, dict, type(None))  # bool is an int
+_OF_IPYTHON = ("In", "Out")
+_MARK = "_tevq_started"  # set in a namespace whose names have been checked
+
+
+def start(namespace: dict[str, Any], name: str) -> Study:
+    """The study that a notebook's parameters describe.
+
+    namespace: `globals()` of the notebook; name: its file name without `.ipynb`.
+
+    On the first call in a kernel every plain value in the namespace must be a parameter of the
+    notebook: papermill injects a misspelt name without complaint. Raises SettingsError for that and
+    for any bad value.
+    """
+    if name not in NOTEBOOKS:
+        raise unknown("notebook", name, NOTEBOOKS)
+    allowed = NOTEBOOKS[name]
+    if not namespace.get(_MARK):
+        for found, value in namespace.items():
+            own = not found.startswith("_") and found not in _OF_IPYTHON
+            if own and isinstance(value, _LITERALS) and found not in allowed:
+                raise unknown(f"parameter of {name}", found, allowed)
+    if missing := [parameter for parameter in allowed if parameter not in namespace]:
+        raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
+    values = {parameter: namespace[parameter] for parameter in allowed}
+    study = _study(values)
+    namespace[_MARK] = True
+    return study
+
+
+def _study(values: dict[str, Any]) -> Study:
+    """Parameters -> Study. Notebooks about one cell name its variant and seed in the singular."""
+    values = dict(values)
+    if "variant" in values:
+        variant, seed = values.pop("variant"), values.pop("seed")
+        if not isinstance(variant, str) or not variant:
+            raise SettingsError(f"variant {variant!r} is not a name such as 'te'")
+        values |= {"variants": [variant], "seeds": [_whole(seed)]}
+    for name in ("preset", "results", "source"):
+        if not isinstance(values.get(name, ""), str):
+            raise SettingsError(f"{name} = {values[name]!r} is not a text in quotes")
+    return choose(**values)
+
+
+def _whole(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise SettingsError(f"seed {seed!r} is not allowed; use a whole number from 0")
+    return seed
+
+
+def source(*things: Callable | type) -> None:
+    """Shows the source of functions or classes of `tevq`, with the file they live in."""
+    from IPython.display import Markdown, display
+
+    for thing in things:
+        code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        place = thing.__module__.replace(".", "/") + ".py"
+        display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
+
+
+def save(figure: Figure, study: Study, name: str, show: bool = True) -> Path:
+    """Saves a figure as `results/<preset>/figures/<name>.png` and shows that file.
+
+    The saved file is what the notebook shows, so both are the same; the figure is closed.
+    """
+    from IPython.display import Image, display
+    from matplotlib import pyplot
+
+    study.figures.mkdir(parents=True, exist_ok=True)
+    path = study.figures / f"{name}.png"
+    # without the version of matplotlib in it, an unchanged figure is an unchanged file
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
+    if show:
+        display(Image(filename=str(path)))
+    return path

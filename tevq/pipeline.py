@@ -1,0 +1,278 @@
+"""Executes the run graph: what is finished and unchanged is left alone, failures stay local.
+
+Beside every executed notebook lies a record of what it was made from (`logs/<label>.json`), which
+decides whether it has to run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tevq import execute, graph
+from tevq.graph import Node
+from tevq.settings import SettingsError
+from tevq.study import Study
+
+HEARTBEAT_SECONDS = 60
+
+Start = Callable[[Node, threading.Event], execute.Outcome]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen nodes, why each has to run (empty: it need not), what it would be made from."""
+
+    study: Study
+    nodes: list[Node]
+    reasons: dict[str, str]
+    fingerprints: dict[str, dict[str, Any]]
+    widths: dict[str, int]
+    folder: Path  # of the stored notebooks
+
+    @property
+    def to_run(self) -> list[Node]:
+        """Nodes that have a reason to run."""
+        return [node for node in self.nodes if self.reasons[node.label]]
+
+    def copy(self, label: str) -> Path:
+        """The executed notebook of a node; its web page lies beside it."""
+        return self.study.folder / "notebooks" / f"{label}.ipynb"
+
+    def log(self, label: str) -> Path:
+        """What a node printed."""
+        return self.study.folder / "logs" / f"{label}.log"
+
+
+def plan(study: Study, notebooks: str = "", force: bool = False,
+         folder: Path = graph.FOLDER) -> Plan:
+    """Decides what has to run, without touching anything.
+
+    notebooks: e.g. `"03,04"`, empty for all. Raises SettingsError for a bad choice, a missing
+    notebook, or one that would drop a parameter.
+    """
+    nodes = graph.build(study)
+    chosen = graph.select(nodes, notebooks)
+    graph.check_parameters(chosen, folder)
+    prints = graph.fingerprints(nodes, folder)
+    made = Plan(study, chosen, {}, prints, graph.width(nodes), folder)
+    for node in chosen:
+        made.reasons[node.label] = "forced" if force else _reason(made, node)
+    return made
+
+
+def _reason(made: Plan, node: Node) -> str:
+    """Why a node has to run, or nothing."""
+    record = _record(made, node.label)
+    if not record:
+        return "not run yet"
+    found, wanted = record["made_from"], made.fingerprints[node.label]
+    changed = [part for part in wanted if found.get(part) != wanted[part]]
+    if changed:
+        return f"changed: {', '.join(changed)}"
+    copy = made.copy(node.label)
+    files = [copy, copy.with_suffix(".html"), *(made.study.folder / f for f in record["files"])]
+    if missing := [file for file in files if not file.exists()]:
+        return f"{shorten(missing[0])} is missing"
+    for need in node.needs:
+        if made.reasons.get(need):
+            return f"after {need}"
+        if _record(made, need).get("finished", 0) > record["finished"]:
+            return f"older than {need}"
+    return ""
+
+
+def _record(made: Plan, label: str) -> dict[str, Any]:
+    """What a finished node was made from; empty when it never finished."""
+    try:
+        return json.loads(made.log(label).with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def describe(made: Plan) -> str:
+    """The plan in words, one line a node."""
+    size = max(len(node.label) for node in made.nodes)
+    lines = [
+        f"{'run ' if made.reasons[n.label] else 'skip'}  {n.label:{size}}  "
+        f"{made.reasons[n.label] or 'finished and unchanged'}" for n in made.nodes]
+    return "\n".join(lines)
+
+
+def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
+        start: Start | None = None) -> int:
+    """Executes what has to run and reports. Returns 0, or 1 if a notebook failed.
+
+    jobs: notebooks side by side; 0 = two on a processor with two or more cores, one with a GPU.
+    start: executes one node (for tests). Raises KeyboardInterrupt after stopping the children.
+    """
+    began = time.monotonic()
+    cores, gpu = _cores(), _has_gpu()
+    jobs = jobs or (1 if gpu else min(2, cores))
+    if start is None:
+        for folder in ("logs", "notebooks", "tables", "figures"):
+            _make(made.study.folder / folder)
+
+        def start(node: Node, stop: threading.Event) -> execute.Outcome:
+            threads = 0 if gpu else max(1, cores // min(jobs, made.widths[node.label]))
+            return _start(made, node, threads, stop)
+
+    study, count = made.study, len(made.to_run)
+    say(f"preset {study.preset}, variants {','.join(study.variants)}, seeds "
+        f"{','.join(map(str, study.seeds))}, tables {','.join(map(str, study.tables))}: "
+        f"{count} notebooks to run, {len(made.nodes) - count} unchanged; {jobs} at a time")
+    outcomes = _schedule(made, jobs, say, start)
+    say(_summary(made, outcomes, time.monotonic() - began))
+    return int(any(outcome.status != "done" for outcome in outcomes.values()))
+
+
+def _schedule(made: Plan, jobs: int, say: Callable, start: Start) -> dict[str, execute.Outcome]:
+    """Starts every node as soon as those that it needs are done."""
+    waiting, total = made.to_run, len(made.to_run)
+    planned = {node.label for node in waiting}
+    outcomes: dict[str, execute.Outcome] = {}
+    running: dict[Future, tuple[Node, float]] = {}
+    stop = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                for node in list(waiting):
+                    needs = [outcomes.get(need) for need in node.needs if need in planned]
+                    if any(need and need.status != "done" for need in needs):
+                        outcomes[node.label] = execute.Outcome("left out")
+                    elif all(needs) and len(running) < jobs:
+                        say(f"started {node.label}, log {shorten(made.log(node.label))}")
+                        running[pool.submit(start, node, stop)] = node, time.monotonic()
+                    else:
+                        continue
+                    waiting.remove(node)
+                done, _ = wait(running, HEARTBEAT_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    node, _ = running.pop(future)
+                    outcomes[node.label] = outcome = _result(future)
+                    text = f": {outcome.error}" if outcome.error else ""
+                    say(f"[{len(outcomes)}/{total}] {node.label} {outcome.status} after "
+                        f"{duration(outcome.seconds)}{text}")
+                if running and not done:
+                    say(_heartbeat(made, running))
+        finally:
+            stop.set()  # ends what still runs when an exception (Ctrl-C) leaves the loop
+    return outcomes
+
+
+def _result(future: Future) -> execute.Outcome:
+    """A disk that is full must not stop the other notebooks from being reported."""
+    try:
+        return future.result()
+    except OSError as error:
+        return execute.Outcome("failed", error=str(error))
+
+
+def _start(made: Plan, node: Node, threads: int, stop: threading.Event) -> execute.Outcome:
+    """Executes one node and, if it is done, writes its record."""
+    copy, log = made.copy(node.label), made.log(node.label)
+    record = log.with_suffix(".json")
+    record.unlink(missing_ok=True)
+    request = execute.Request(
+        source=str(made.folder / f"{node.notebook}.ipynb"),
+        target=str(copy),
+        failed=str(log.with_suffix(".ipynb")),
+        title=f"{node.label} ({made.study.preset})",
+        parameters=node.parameters,
+    )
+    began = time.time()
+    outcome = execute.launch(request, log, threads, stop)
+    if outcome.status == "done":
+        tree = {"made_from": made.fingerprints[node.label], "finished": time.time(),
+                "seconds": round(outcome.seconds, 1), "files": _written(made, node, began)}
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(tree, indent=1) + "\n")
+        os.replace(partial, record)
+    return outcome
+
+
+def _written(made: Plan, node: Node, began: float) -> list[str]:
+    """Results that appeared while a node ran, and the summary of its run.
+
+    With notebooks side by side this may name a neighbour's file: then one more notebook runs again
+    when that file is deleted.
+    """
+    from tevq.runs import open_run
+
+    home = made.study.folder
+    patterns = ("tables/*", "figures/*", "runs/*/*/summary.json")
+    # file systems round times; a second is enough for all of them
+    found = {file for pattern in patterns for file in home.glob(pattern)
+             if file.stat().st_mtime >= began - 1}
+    if node.run:
+        run_folder = open_run(node.settings[0], node.run, made.study.results or None).folder
+        found.add(run_folder / "summary.json")
+    return sorted(str(file.relative_to(home)) for file in found if file.exists())
+
+
+def _heartbeat(made: Plan, running: dict[Future, tuple[Node, float]]) -> str:
+    lines = [
+        f"  ... {node.label}, {duration(time.monotonic() - since)}: "
+        f"{execute.last_line(made.log(node.label))[:100]}" for node, since in running.values()]
+    return "\n".join(lines)
+
+
+def _summary(made: Plan, outcomes: dict[str, execute.Outcome], seconds: float) -> str:
+    """What happened, every failure with its log, and where the results are."""
+    states = [outcome.status for outcome in outcomes.values()]
+    counts = [f"{states.count('done')} done", f"{len(made.nodes) - len(made.to_run)} unchanged"]
+    counts += [f"{states.count(s)} {s}" for s in ("failed", "left out") if s in states]
+    lines = [f"{', '.join(counts)} in {duration(seconds)}"]
+    for label, outcome in outcomes.items():
+        if outcome.status == "failed":
+            log = made.log(label)
+            lines += [f"failed: {label}: {outcome.error}",
+                      f"    log {shorten(log)}, notebook {shorten(log.with_suffix('.ipynb'))}"]
+    if left := [label for label, outcome in outcomes.items() if outcome.status == "left out"]:
+        lines.append(f"left out, because they need a failed one: {', '.join(left)}")
+    home = shorten(made.study.folder)
+    return "\n".join([*lines, f"notebooks  {home}/notebooks/*.html (and .ipynb)",
+                      f"tables     {home}/tables/*.csv", f"figures    {home}/figures/*.png"])
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 03 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def shorten(path: Path) -> str:
+    """A path as seen from the current folder, if it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"results folder {folder}: {error.strerror}; give another with "
+                            "--results") from None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _has_gpu() -> bool:
+    from tevq.machine import detect  # imports torch, which --help need not wait for
+
+    return detect("float32").device.type != "cpu"

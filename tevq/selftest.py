@@ -1,0 +1,97 @@
+"""`./run_all.sh --test`: ruff, pytest, the whole study at a tiny size, nbval over the notebooks.
+
+nbval cannot pass parameters, so it gets copies of the notebooks whose parameters cell holds the
+tiny settings. The tiny study runs first, through the same pipeline as a real one; nbval then runs
+every notebook again over its finished runs, as a reader does who opens it and runs all cells.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tevq import execute, graph, pipeline
+from tevq.study import choose
+
+# Large enough for every code path, far too small to learn anything
+TINY: dict[str, Any] = {
+    "data.train": 400, "data.val": 40, "data.test": 40,
+    "classifier.steps": 60,
+    "stage1.steps": 30, "stage1.warmup_steps": 10, "stage1.disc_start": 20, "stage1.batch": 8,
+    "stage2.steps": 16, "stage2.batch": 8, "stage2.probe_every": 8, "stage2.probe_scenes": 8,
+    "evaluation.scenes": 16,
+}
+VARIANTS, SEED = "sc,te", 0
+
+
+def main(folder: Path = graph.FOLDER) -> int:
+    """Runs all steps, also after a failure. Returns 0 when all passed, else 1."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tevq-test-") as place:
+        work = Path(place)
+        steps = {
+            "ruff": lambda: _python("-m", "ruff", "check", "."),
+            "pytest": lambda: _python("-m", "pytest", "-q", "--durations=5"),
+            "tiny study": lambda: _study(work, folder),
+            "nbval": lambda: _nbval(work, folder),
+        }
+        failed = []
+        for name, step in steps.items():
+            since = time.monotonic()
+            print(f"== {name}", flush=True)
+            passed = step()
+            print(f"== {name}: {'passed' if passed else 'FAILED'} after "
+                  f"{pipeline.duration(time.monotonic() - since)}", flush=True)
+            failed += [] if passed else [name]
+    verdict = f"FAILED: {', '.join(failed)}" if failed else "all passed"
+    print(f"== {verdict} in {pipeline.duration(time.monotonic() - began)}")
+    return int(bool(failed))
+
+
+def parameters(name: str, results: Path) -> dict[str, Any]:
+    """Tiny values for the parameters of one notebook."""
+    values = graph.NOTEBOOKS[name] | {"overrides": TINY, "results": str(results)}
+    if "variants" in values:
+        values |= {"variants": VARIANTS, "seeds": str(SEED)}
+    return values
+
+
+def write_copies(folder: Path, target: Path, results: Path) -> list[Path]:
+    """Copies of the notebooks with tiny parameters, in `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for name in graph.NOTEBOOKS:
+        notebook = graph.read(folder, name)
+        values = parameters(name, results)
+        cell = graph.parameters_cell(notebook)
+        cell["source"] = "\n".join(f"{key} = {value!r}" for key, value in values.items())
+        copies.append(target / f"{name}.ipynb")
+        copies[-1].write_text(json.dumps(notebook))
+    return copies
+
+
+def _study(work: Path, folder: Path) -> bool:
+    """The tiny study through the pipeline; running it again must find everything unchanged."""
+    study = choose("smoke", VARIANTS, str(SEED), "", TINY, str(work / "results"))
+    passed = pipeline.run(pipeline.plan(study, folder=folder)) == 0
+    again = pipeline.plan(study, folder=folder)
+    if passed and again.to_run:
+        print(f"a second run would not be empty:\n{pipeline.describe(again)}")
+    return passed and not again.to_run
+
+
+def _nbval(work: Path, folder: Path) -> bool:
+    copies = write_copies(folder, work / "notebooks", work / "results")
+    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={work}",
+                   "--nbval-lax", "--nbval-cell-timeout=300", *map(str, copies))
+
+
+def _python(*words: str) -> bool:
+    """Runs this Python in the repository; True when it exits with 0."""
+    return subprocess.run([sys.executable, *words], cwd=graph.ROOT,
+                          env=execute.environment(0)).returncode == 0

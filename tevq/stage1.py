@@ -1,0 +1,212 @@
+"""Stage 1: trains the image quantizer of one (variant, seed), VQGAN or TE-VQGAN."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tevq import classifier, losses, machine, scenes
+from tevq.items import load_items
+from tevq.quantizer import codebook_health, orthogonality
+from tevq.runs import Batches, Loop, Run, open_run
+from tevq.settings import Settings, SettingsError
+from tevq.vqgan import VQGAN
+
+LOG_EVERY = 20  # steps between lines of metrics.jsonl
+KMEANS_VECTORS = 20_000  # encoder outputs the codebook starts from
+
+
+def train(settings: Settings, results=None) -> Run:
+    """Trains the quantizer of these settings, or finds it trained; returns its run.
+
+    Interrupted work goes on from the last checkpoint. Raises SettingsError on bad input and
+    FloatingPointError when the loss is no longer finite.
+    """
+    run = open_run(settings, "stage1", results)
+    with run.lock():
+        if not run.usable:
+            where = machine.detect(settings.precision)
+            run.start(where)
+            Trainer(run, settings, where, results).train()
+    return run
+
+
+def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> VQGAN:
+    """The trained quantizer, frozen, in evaluation mode. Raises SettingsError if there is none."""
+    run = open_run(settings, "stage1", results)
+    if not run.usable:
+        raise SettingsError(f"no trained quantizer in {run.folder}; run notebook 03 for variant "
+                            f"{settings.variant}, seed {settings.seed} first")
+    model = VQGAN(settings.stage1)
+    model.load_state_dict(run.weights())
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+class Trainer:
+    """Everything one training needs; `train` runs it to the end."""
+
+    def __init__(self, run: Run, settings: Settings, where: machine.Machine, results=None):
+        s = settings.stage1
+        self.run, self.settings, self.s, self.where = run, settings, s, where
+        judge = None
+        if s.perceptual == "classifier":
+            judge = classifier.load(settings, results, where.device)
+        self.perceptual = losses.perceptual_loss(s.perceptual, judge, where.device)
+        self.items = load_items(settings.data.source, "train")
+        self.scenes = scenes.load_scenes(settings.data, "train")
+        self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
+        machine.seed_everything(settings.seed)
+        to = {"device": where.device, "memory_format": torch.channels_last}
+        self.model = VQGAN(s).to(**to)
+        self.critic = losses.PatchDiscriminator(s.disc_channels, s.disc_layers).to(**to)
+        self.optimizer, self.critic_optimizer = (
+            torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True)
+            for net in (self.model, self.critic))
+
+    def images(self, step: int) -> torch.Tensor:
+        """Batch (B, 3, 64, 64) of a step, in [-1, 1], channels last, on the device."""
+        x = scenes.render(self.scenes, self.items, self.batches[step], self.where.device)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def train(self) -> None:
+        """All steps, then the weights and a summary."""
+        parts = {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
+                 "critic_optimizer": self.critic_optimizer}
+        loop = Loop(self.run, parts, self.s.steps)
+        if loop.start == 0:
+            self.start_codebook()
+        counts = torch.zeros(self.s.codes, device=self.where.device)
+        for step in loop:
+            for optimizer in (self.optimizer, self.critic_optimizer):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.s.lr * self.rate(step)
+            if step == self.s.disc_start and self.s.disc_weight > 0:
+                print(f"{self.run.name}: step {step:,}, the discriminator starts")
+            x = self.images(step)
+            numbers, fake, codes = self.generator_step(x, step)
+            if step >= self.s.disc_start and self.s.disc_weight > 0:
+                numbers |= self.critic_step(x, fake)
+            counts += torch.bincount(codes.flatten(), minlength=self.s.codes)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
+                self.log(step + 1, numbers, counts)
+                counts.zero_()
+        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
+                         "images": self.s.steps * self.batches.batch,
+                         "perceptual": self.s.perceptual} | self.run.metrics()[-1],
+                        self.model.state_dict())
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate: constant (official), or a cosine to a tenth."""
+        if not self.s.decay:
+            return 1.0
+        return 0.55 + 0.45 * math.cos(math.pi * step / self.s.steps)
+
+    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """L1 in [-1, 1] plus the weighted perceptual distance."""
+        l1 = (x - y.float()).abs().mean()
+        perceptual = self.perceptual(x, y)
+        # halved for the log: Table 3 counts in [0, 1]
+        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
+
+    def generator_step(self, x: torch.Tensor, step: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
+        """One update of encoder, decoder and codebook. Returns numbers, reconstruction, codes."""
+        adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
+        with self.where.autocast():
+            y, quantized = self.model(x)
+            loss, numbers = self.reconstruction_loss(x, y)
+            if adversarial:
+                self.critic.requires_grad_(False)
+                critic_loss = -self.critic(y).float().mean()
+        if adversarial:
+            weight = losses.adaptive_weight(loss, critic_loss, self.model.decoder[-1].weight)
+            loss = loss + self.s.disc_weight * weight * critic_loss
+            numbers |= {"adaptive_weight": weight, "adversarial": critic_loss}
+        loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
+        if self.s.orthogonality > 0:
+            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        numbers |= {"loss": loss, "commitment": quantized.commitment_loss}
+        return numbers, y.detach(), quantized.codes
+
+    def critic_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
+        """One update of the discriminator on real images and their reconstructions."""
+        self.critic.requires_grad_(True)
+        with self.where.autocast():
+            real_logits, fake_logits = self.critic(x).float(), self.critic(fake).float()
+        loss = losses.hinge_loss(real_logits, fake_logits)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimizer.step()
+        return {"critic_loss": loss, "real_logits": real_logits.mean(),
+                "fake_logits": fake_logits.mean()}
+
+    def log(self, step: int, numbers: dict, counts: torch.Tensor) -> None:
+        """One line of metrics: losses, and the health of the codebook since the last line."""
+        plain = {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
+        if not math.isfinite(plain["loss"]):
+            raise FloatingPointError(f"{self.run.name}: the loss is {plain['loss']} at step {step} "
+                                     f"(seed {self.settings.seed}); lower stage1.lr. The last "
+                                     "checkpoint is intact")
+        health = codebook_health(self.model.quantizer.codebook, counts)
+        penalty = float(orthogonality(self.model.quantizer.codebook.detach()))
+        if health["codes_used"] < 3:
+            print(f"{self.run.name}: step {step:,}, the codebook has collapsed to "
+                  f"{health['codes_used']} codes")
+        self.run.log(step, **plain, **health, orthogonality=penalty)
+
+    def start_codebook(self) -> None:
+        """Start of the codebook: left uniform (official), or k-means after a short warm-up.
+
+        The warm-up trains encoder and decoder without quantization. Otherwise, at small budgets,
+        the codebook collapses to a handful of codes before it has been learned.
+        """
+        if self.s.codebook_start == "uniform":
+            return
+        for step in range(self.s.warmup_steps):
+            x = self.images(step)
+            with self.where.autocast():
+                y = self.model.decode(self.model.encode(x))
+                loss, _ = self.reconstruction_loss(x, y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        vectors = self.some_features()
+        self.model.quantizer.codebook.data.copy_(kmeans(vectors, self.s.codes, self.settings.seed))
+        print(f"{self.run.name}: codebook started by k-means on {len(vectors):,} features")
+
+    @torch.no_grad()
+    def some_features(self) -> torch.Tensor:
+        """Encoder outputs at random positions of the first batches, (KMEANS_VECTORS, D)."""
+        found, count, step = [], 0, 0
+        while count < 2 * KMEANS_VECTORS:
+            with self.where.autocast():
+                z = self.model.encode(self.images(step)).float()
+            found.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
+            count, step = count + len(found[-1]), step + 1
+        vectors = torch.cat(found)
+        random = machine.generator(self.settings.seed, 1)
+        return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
+
+
+def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:
+    """K centres (K, D) of vectors (N, D): k-means++ and a few Lloyd rounds (scikit-learn).
+
+    One thread, so that the result does not depend on the machine's load.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        model = KMeans(K, init="k-means++", n_init=1, max_iter=10, random_state=seed)
+        centres = model.fit(vectors.cpu().numpy()).cluster_centers_
+    return torch.from_numpy(centres).to(vectors)
+
+
+@torch.no_grad()
+def reconstruct(model: VQGAN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, H, W) -> reconstructions clamped to [-1, 1] and codes (B, h, w), float32."""
+    codes = model.codes(x.contiguous(memory_format=torch.channels_last))
+    return model.decode_codes(codes), codes
