@@ -9,6 +9,7 @@ the score matrix is never computed.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 160  # queries per block: measured best at T = 270 ... 320
 LONGEST = 1024  # above, the kept weights would outgrow the caches
@@ -33,7 +34,7 @@ class BlockAttention(torch.autograd.Function):
     """`causal_attention` with its gradient written out; g is dL/d(output).
 
     P = softmax(S), S = q k^T / sqrt(d), y = P v
-    dv = P^T g,  dP = g v^T,  dS = P * (dP - sum(P * dP)),  dq = dS k / sqrt(d),  dk = dS^T q / sqrt(d)
+    dv = P^T g, dP = g v^T, dS = P * (dP - sum(P * dP)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d)
     """
 
     @staticmethod
@@ -52,6 +53,7 @@ class BlockAttention(torch.autograd.Function):
         return y.view(B, heads, T, d).transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g: Tensor) -> Tensor:
         packed, *weights = ctx.saved_tensors
         q, k, v = packed

@@ -68,6 +68,9 @@ def launch(request: Request, log: Path, threads: int, stop: threading.Event) -> 
     seconds = time.monotonic() - began
     if child.returncode == 0:
         return Outcome("done", seconds)
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        return Outcome("failed", seconds, f"killed by {name}; most often out of memory")
     return Outcome("failed", seconds, last_line(log) or f"exit code {child.returncode}")
 
 
@@ -189,6 +192,20 @@ def _tidy(notebook: nbformat.NotebookNode, request: Request) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
+
+
+def _joined(outputs: list) -> list:
+    """Text that was printed bit by bit as one output."""
+    found = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def _follow_parent(parent: int) -> None:

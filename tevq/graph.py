@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def code_digest(notebook: dict[str, Any]) -> str:
     """
     code = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code")
     package = Path(__file__).parent
-    seen, texts, waiting = {"settings", "presets", "study"}, {}, _imports(code)
+    seen, texts, waiting = {"settings", "presets", "study"}, {}, set(_imports(code))
     while waiting:
         name = waiting.pop()
         if name not in seen and (package / f"{name}.py").exists():
@@ -198,12 +199,13 @@ def code_digest(notebook: dict[str, Any]) -> str:
     return _sha("\0".join(texts[name] for name in sorted(texts)))
 
 
-def _imports(code: str) -> set[str]:
+@cache
+def _imports(code: str) -> frozenset[str]:
     """Names of tevq modules in the import statements of some source text."""
     try:
         tree = ast.parse(code)
     except SyntaxError:  # running the notebook will say so
-        return set()
+        return frozenset()
     found = set()
     for line in ast.walk(tree):
         if isinstance(line, ast.ImportFrom) and line.module == "tevq":
@@ -213,7 +215,7 @@ def _imports(code: str) -> set[str]:
         elif isinstance(line, ast.Import):
             parts = [alias.name.split(".") for alias in line.names]
             found |= {part[1] for part in parts if part[0] == "tevq" and len(part) > 1}
-    return found
+    return frozenset(found)
 
 
 def _stage1(study: Study, variant: str, seed: int, source: str = "") -> Node:

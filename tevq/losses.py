@@ -36,8 +36,9 @@ def feature_distance(classifier: Classifier) -> Perceptual:
 def _unit_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean over positions of |a/|a| - b/|b||^2 = |u|^2 + |v|^2 - 2 u.v, without storing u and v."""
     a, b = a.float(), b.float()
-    aa, bb, ab = (a * a).sum(1) + 1e-6, (b * b).sum(1) + 1e-6, (a * b).sum(1)
-    return (aa / (aa + 1e-6) + bb / (bb + 1e-6) - 2 * ab * (aa * bb).rsqrt()).mean()
+    aa, bb, ab = (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)  # (B, H, W)
+    safe_a, safe_b = aa + 1e-6, bb + 1e-6
+    return (aa / safe_a + bb / safe_b - 2 * ab * (safe_a * safe_b).rsqrt()).mean()
 
 
 def lpips_vgg(device: torch.device | str) -> Perceptual:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tevq.graph import NOTEBOOKS
@@ -97,10 +96,10 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
-def save(figure: Figure, study: Study, name: str, show: bool = True) -> Path:
-    """Saves a figure as `results/<preset>/figures/<name>.png` and shows that file.
+def save(figure: Figure, study: Study, name: str) -> None:
+    """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
 
-    The saved file is what the notebook shows, so both are the same; the figure is closed.
+    The notebook shows what was saved, so the two cannot differ.
     """
     from IPython.display import Image, display
     from matplotlib import pyplot
@@ -110,6 +109,4 @@ def save(figure: Figure, study: Study, name: str, show: bool = True) -> Path:
     # without the version of matplotlib in it, an unchanged figure is an unchanged file
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)
-    if show:
-        display(Image(filename=str(path)))
-    return path
+    display(Image(filename=str(path)))

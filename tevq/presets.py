@@ -42,7 +42,7 @@ def smoke() -> Settings:
         classifier=Classifier(width=16, steps=400),
         stage1=Stage1(channels=8, codes=64, code_dim=64, warmup_steps=50, steps=300, batch=16,
                       disc_start=250, disc_channels=8, disc_layers=2, decay=True),
-        stage2=Stage2(dim=64, depth=2, heads=2, steps=120, batch=16, warmup_steps=20,
+        stage2=Stage2(dim=64, depth=2, heads=2, head_dim=32, steps=120, batch=16, warmup_steps=20,
                       probe_every=60, probe_scenes=20),
         evaluation=Evaluation(scenes=60),
     )
@@ -55,7 +55,7 @@ def laptop() -> Settings:
         data=Data(source="mnist", train=100_000, val=1_000, test=1_500),
         classifier=Classifier(width=24, steps=4_000, batch=100),
         stage1=Stage1(channels=16, decoder_blocks=1, steps=1_200, decay=True),
-        stage2=Stage2(steps=4_000, batch=64),
+        stage2=Stage2(steps=5_000, batch=32),
     )
 
 
@@ -67,8 +67,8 @@ def gpu() -> Settings:
         classifier=Classifier(width=64, steps=6_000),
         stage1=Stage1(channels=64, multipliers=(1, 2, 2), perceptual_weight=0.2, steps=4_000,
                       batch=128, disc_start=3_000, disc_channels=32, decay=True),
-        stage2=Stage2(dim=256, depth=6, heads=4, head_dim=64, steps=12_000, batch=256,
-                      warmup_steps=500, probe_every=1_000, probe_scenes=500),
+        stage2=Stage2(dim=256, depth=6, heads=4, steps=12_000, batch=256, warmup_steps=500,
+                      probe_every=1_000, probe_scenes=500),
         evaluation=Evaluation(batch=1_000),
     )
 
@@ -86,9 +86,9 @@ def paper() -> Settings:
         stage1=Stage1(channels=128, multipliers=(1, 2, 2), codebook_start="uniform",
                       warmup_steps=0, perceptual="lpips-vgg", perceptual_weight=1.0,
                       steps=62_500, batch=192, lr=1.536e-3),
-        stage2=Stage2(dim=256, depth=8, heads=8, head_dim=64, steps=60_000, batch=200, lr=1e-3,
-                      warmup_steps=3_000, schedule="restarts", beta2=0.999, probe_every=3_000,
-                      probe_scenes=500),
+        stage2=Stage2(dim=256, depth=8, heads=8, window=1, neighbours=False, steps=60_000,
+                      batch=200, optimizer="adam", lr=1e-3, beta2=0.999, warmup_steps=3_000,
+                      schedule="restarts", probe_every=3_000, probe_scenes=500),
         evaluation=Evaluation(batch=500),
     )
 

@@ -38,7 +38,7 @@ def _mix(x: Tensor) -> Tensor:
 def choose(
     logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | None = None,
     greedy: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Draw a token per row: logits (B, n) float32, u (B,) uniform in [0, 1) -> int64 (B,).
 
     Inverts the cumulative distribution of softmax(logits / temperature), restricted to the `top_k`
@@ -69,7 +69,7 @@ def check_options(temperature: float, top_k: int | None) -> None:
 def generate_images(
     model: Transformer, text: Tensor, seeds: Tensor, temperature: float = 1.0,
     top_k: int | None = None, greedy: bool = False, dtype: torch.dtype = torch.float32,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Draw one code grid per caption: text (B, L), seeds (B,) int64 -> codes (B, h, w) int64."""
     check_options(temperature, top_k)
     with model.computing(dtype):
@@ -88,7 +88,7 @@ def generate_images(
 def generate_captions(
     model: Transformer, codes: Tensor, seeds: Tensor, temperature: float = 1.0,
     top_k: int | None = None, greedy: bool = False, dtype: torch.dtype = torch.float32,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Draw one caption per code grid: codes (B, h, w), seeds (B,) -> ids (B, L) int64.
 
     A row is BOS, words, EOS, then PAD; a row that reaches L words has no EOS. PAD and BOS are never

@@ -29,10 +29,10 @@ from tevq.settings import Data, SettingsError, digest, unknown
 __all__ = [
     "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
     "SPLITS", "Scenes", "build", "crop", "draw", "item_range", "load_manifest", "load_scenes",
-    "manifest", "part_of", "render",
+    "manifest", "part_of", "render", "split_size",
 ]
 CASES = ("quad1", "quad2", "quad3", "quad4", "center")
-SPLITS = ("train", "val", "test", "test_seen")
+SPLITS = ("train", "val", "val_seen", "test", "test_seen")
 SLOTS = 4
 
 # Class -> (colour, quadrant) that training never shows (figure 2b). Class 0 is the paper's; the
@@ -95,11 +95,17 @@ def part_of(split: str) -> str:
     return "train" if split == "train" else "test"
 
 
+def split_size(data: Data, split: str) -> int:
+    """Scenes of a split; the `_seen` control of a split has its size."""
+    part_of(split)  # refuses unknown names
+    return {"train": data.train, "val": data.val, "test": data.test}[split.removesuffix("_seen")]
+
+
 def item_range(split: str, count: int) -> range:
-    """Items open to a split out of `count` of its part: val the first half, tests the second."""
+    """Items open to a split out of `count` of its part: vals the first half, tests the second."""
     if part_of(split) == "train":
         return range(count)
-    return range(count // 2) if split == "val" else range(count // 2, count)
+    return range(count // 2) if split.startswith("val") else range(count // 2, count)
 
 
 def build(data: Data, split: str, labels: np.ndarray, batch: int = 16_384,
@@ -109,7 +115,7 @@ def build(data: Data, split: str, labels: np.ndarray, batch: int = 16_384,
     labels: (n,) classes of the items of the split's part. batch (scenes at a time) and workers
     (threads) change time and memory only. Raises SettingsError when a class has no items.
     """
-    n = {"train": data.train, "val": data.val}.get(split, data.test)
+    n = split_size(data, split)
     case = _cases(data.seed, split, n)
     pools = _pools(labels, item_range(split, len(labels)), split)
     held_out_only = split in ("val", "test")
@@ -210,8 +216,9 @@ def load_scenes(data: Data, split: str) -> Scenes:
         return stored
     scenes = build(data, split, items.labels.numpy())
     try:
-        write_atomically(path, save(scenes.arrays()))
+        # the manifest first: whoever sees the arrays must find it
         write_json(path.with_suffix(".json"), {**key, **manifest(scenes, data.source)})
+        write_atomically(path, save(scenes.arrays()))
     except OSError as error:
         print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
     return scenes
@@ -249,7 +256,7 @@ def manifest(scenes: Scenes, source: str) -> dict:
 
 def _location(data: Data, split: str, items: Items) -> tuple[Path, dict]:
     """File of a split, and everything its content depends on."""
-    n = {"train": data.train, "val": data.val}.get(split, data.test)
+    n = split_size(data, split)
     grammar = [captions.TEMPLATES, captions.PLACE_WORDS, captions.CONNECTORS, captions.LENGTH]
     key = {"format": _FORMAT, "source": data.source, "split": split, "n": n, "seed": data.seed,
            "items_sha256": items.sha256(), "rule": digest({"held_out": HELD_OUT}),

@@ -93,19 +93,22 @@ class Stage2:
 
     dim: int = option(128, low=8)
     depth: int = option(4, low=1)
-    heads: int = option(4, low=1)
-    head_dim: int = option(32, low=4)
-    directions: str = option("both", choices=("both", "text-to-image", "image-to-text"))
+    heads: int = option(2, low=1)
+    head_dim: int = option(64, low=4)
+    window: int = option(6, low=1)  # words that a text embedding sees, itself included
+    neighbours: bool = option(True)  # image embeddings also see the three codes above
+    directions: str = option("both", choices=("both", "t2i", "i2t"))
     target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
     fraction: float = option(1.0, low=1e-3, high=1.0)  # share of the training scenes (Table 2)
     steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns
-    batch: int = option(64, low=1)
-    lr: float = option(1e-3, low=1e-7, high=1.0)
+    batch: int = option(32, low=1)
+    optimizer: str = option("muon", choices=("muon", "adam"))  # muon: for the blocks' matrices
+    muon_lr: float = option(0.02, low=1e-7, high=1.0)
+    lr: float = option(3e-3, low=1e-7, high=1.0)
+    beta2: float = option(0.95, low=0.0, high=0.99999)
     warmup_steps: int = option(100, low=0)
-    schedule: str = option("cosine", choices=("cosine", "restarts", "constant"))
-    beta2: float = option(0.99, low=0.0, high=0.99999)
-    weight_decay: float = option(0.0, low=0.0)
-    clip: float = option(1.0, low=0.0)  # gradient norm
+    schedule: str = option("linear", choices=("linear", "restarts", "constant"))
+    clip: float = option(1.0, low=0.0)  # gradient norm; 0 = no clipping
     probe_every: int = option(500, low=1)  # steps between learning-curve points
     probe_scenes: int = option(100, low=0)  # per point and split; 0 = no learning curve
 

@@ -63,6 +63,8 @@ class Trainer:
         self.optimizer, self.critic_optimizer = (
             torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True)
             for net in (self.model, self.critic))
+        self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
+        self.usage.register_buffer("counts", torch.zeros(s.codes, device=where.device))
 
     def images(self, step: int) -> torch.Tensor:
         """Batch (B, 3, 64, 64) of a step, in [-1, 1], channels last, on the device."""
@@ -72,11 +74,10 @@ class Trainer:
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         parts = {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
-                 "critic_optimizer": self.critic_optimizer}
+                 "critic_optimizer": self.critic_optimizer, "usage": self.usage}
         loop = Loop(self.run, parts, self.s.steps)
         if loop.start == 0:
             self.start_codebook()
-        counts = torch.zeros(self.s.codes, device=self.where.device)
         for step in loop:
             for optimizer in (self.optimizer, self.critic_optimizer):
                 for group in optimizer.param_groups:
@@ -87,10 +88,9 @@ class Trainer:
             numbers, fake, codes = self.generator_step(x, step)
             if step >= self.s.disc_start and self.s.disc_weight > 0:
                 numbers |= self.critic_step(x, fake)
-            counts += torch.bincount(codes.flatten(), minlength=self.s.codes)
+            self.usage.counts += torch.bincount(codes.flatten(), minlength=self.s.codes)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
-                self.log(step + 1, numbers, counts)
-                counts.zero_()
+                self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "images": self.s.steps * self.batches.batch,
                          "perceptual": self.s.perceptual} | self.run.metrics()[-1],
@@ -143,14 +143,15 @@ class Trainer:
         return {"critic_loss": loss, "real_logits": real_logits.mean(),
                 "fake_logits": fake_logits.mean()}
 
-    def log(self, step: int, numbers: dict, counts: torch.Tensor) -> None:
+    def log(self, step: int, numbers: dict) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         plain = {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
         if not math.isfinite(plain["loss"]):
             raise FloatingPointError(f"{self.run.name}: the loss is {plain['loss']} at step {step} "
                                      f"(seed {self.settings.seed}); lower stage1.lr. The last "
                                      "checkpoint is intact")
-        health = codebook_health(self.model.quantizer.codebook, counts)
+        health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
+        self.usage.counts.zero_()
         penalty = float(orthogonality(self.model.quantizer.codebook.detach()))
         if health["codes_used"] < 3:
             print(f"{self.run.name}: step {step:,}, the codebook has collapsed to "

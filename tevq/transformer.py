@@ -99,8 +99,7 @@ class Block(nn.Module):
             q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, S, head_dim) each
             prefill = cache.length == 0
             k, v = cache.extend(layer, k, v)
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=prefill)
-            y = y.transpose(1, 2).to(x.dtype)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=prefill).transpose(1, 2)
         x = x + self.out(y.reshape(B, S, -1))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -109,23 +108,26 @@ class Transformer(nn.Module):
     """Joint distribution of captions and code grids, in either order.
 
     Arguments
-      V, K         words and codes                    text_length, grid   L and h (= w)
-      dim, depth   width and number of blocks         heads, head_dim     inner width is heads * head_dim
-      window       words seen by a text embedding, >= 1
-      neighbours   image tokens also see the three codes above the position they predict
-      dtype        type of the activations in `forward` and `loss`; weights stay float32
+      V, K                words and codes
+      text_length, grid   L and h (= w)
+      dim, depth          width of the residual stream and number of blocks
+      heads, head_dim     of the attention; its inner width is heads * head_dim
+      expand              inner width of the GELU network, in units of dim
+      window              words seen by a text embedding, >= 1
+      neighbours          image tokens also see the three codes above the position they predict
+      dtype               type of the activations in `forward` and `loss`; weights stay float32
     """
 
     def __init__(
         self, V: int, K: int, text_length: int, grid: int, dim: int = 128, depth: int = 4,
         heads: int = 2, head_dim: int = 64, expand: int = 4, window: int = 6,
         neighbours: bool = True, dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
+    ):
         super().__init__()
         for name, value in dict(V=V, K=K, text_length=text_length, grid=grid, dim=dim, depth=depth,
-                                heads=heads, head_dim=head_dim, window=window).items():  # fmt: skip
+                                heads=heads, head_dim=head_dim, window=window).items():
             if not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name} = {value!r} of the transformer must be an integer >= 1")
+                raise SettingsError(f"transformer: {name} = {value!r} must be an integer >= 1")
         self.V, self.K, self.L, self.h, self.N = V, K, text_length, grid, grid * grid
         self.heads, self.head_dim, self.depth, self.dtype = heads, head_dim, depth, dtype
         self.words = NeighbourEmbedding(V, text_offsets(text_length, window), dim)
@@ -140,12 +142,12 @@ class Transformer(nn.Module):
         self.text_head, self.image_head = Linear(dim, V, 0.0), Linear(dim, K, 0.0)
 
     def embed_text(self, text: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Inputs of text positions start ... stop - 1 from text (B, L): (B, stop - start, dim)."""
+        """Inputs of text positions start ... stop - 1, text (B, L): (B, stop - start, dim)."""
         at = slice(start, stop)
         return self.words(text, at, self.dtype) + self.text_position[at].to(self.dtype)
 
     def embed_image(self, codes: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Inputs of image positions start ... stop - 1 from codes (B, N): (B, stop - start, dim)."""
+        """Inputs of image positions start ... stop - 1, codes (B, N): (B, stop - start, dim)."""
         at = slice(start, stop)
         position = (self.row + self.column).flatten(0, 1)  # (N, dim)
         return self.codes(codes, at, self.dtype) + position[at].to(self.dtype)
@@ -212,10 +214,10 @@ class Transformer(nn.Module):
         finally:
             self.dtype = before
 
-    def cache(self, batch: int, dtype: torch.dtype | None = None) -> Cache:
-        """Empty cache for `batch` sequences; `dtype` is that of the activations if None."""
+    def cache(self, batch: int) -> Cache:
+        """Empty cache for `batch` sequences, in the type of the activations."""
         shape = (batch, self.heads, self.L + self.N, self.head_dim)
-        return Cache(self.depth, shape, dtype or self.dtype, self.row.device)
+        return Cache(self.depth, shape, self.dtype, self.row.device)
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -113,13 +113,15 @@ class VQGAN(nn.Module):
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.
 
-        Raises SettingsError for a wrong shape or type of image.
+        Raises SettingsError for a wrong shape, type or (checked on CPUs only) range of images.
         """
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise SettingsError(f"images of shape {tuple(x.shape)}; wanted (B, 3, H, W) with H and "
                                 f"W multiples of {self.stride}")
         if not x.is_floating_point():
             raise SettingsError(f"images of type {x.dtype}; wanted floats in [-1, 1]")
+        if x.device.type == "cpu" and (largest := float(x.abs().amax())) > 1 + 1e-3:
+            raise SettingsError(f"images with values up to {largest:g}; wanted floats in [-1, 1]")
         return self.encoder(x)
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:

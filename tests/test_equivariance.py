@@ -1,0 +1,144 @@
+"""The measures on encoders whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tevq import equivariance
+from tevq.equivariance import Agreement, Probe, Window
+from tevq.items import Items
+from tevq.quantizer import Quantizer
+
+STRIDE = 4
+
+
+class PatchEncoder:
+    """Features are the cell's own pixels: equivariant at multiples of the stride, by construction."""
+
+    stride = STRIDE
+
+    def __init__(self, K: int = 32, collapsed: bool = False):
+        torch.manual_seed(0)
+        self.quantizer = Quantizer(K, 3 * STRIDE**2)
+        torch.nn.init.normal_(self.quantizer.codebook)
+        if collapsed:
+            with torch.no_grad():
+                self.quantizer.codebook[1:] += 1e3
+
+    def encode(self, x):
+        return F.pixel_unshuffle(x, STRIDE)
+
+
+class BorderEncoder(PatchEncoder):
+    """Knows where it is: the row is added to the features, which no shift leaves alone."""
+
+    def encode(self, x):
+        z = super().encode(x)
+        return z + 3 * torch.arange(z.shape[2])[:, None]
+
+
+class MeanEncoder(PatchEncoder):
+    """Sees the whole image: its mean is added everywhere, so other items matter."""
+
+    def encode(self, x):
+        return super().encode(x) + 20 * (x.mean((1, 2, 3), keepdim=True) + 0.8)
+
+
+@pytest.fixture(scope="module")
+def probe():
+    random = torch.Generator().manual_seed(0)
+    images = torch.zeros(40, 28, 28, dtype=torch.uint8)
+    images[:, 3:25, 3:25] = torch.randint(0, 256, (40, 22, 22), generator=random,
+                                          dtype=torch.uint8)
+    return Probe(Items(images, torch.zeros(40, dtype=torch.long)), 12, 0)
+
+
+def values(model, probe):
+    return {(row["measure"], row["cells"]): row for row in equivariance.measure(model, probe)}
+
+
+def test_patch_encoder_is_perfect_on_the_grid_and_only_there(probe):
+    found = values(PatchEncoder(), probe)
+    for cells in ("all", "foreground"):
+        for measure in ("official", "grid", "context"):
+            row = found[measure, cells]
+            assert row["agreement"] == 1 and row["kappa"] == pytest.approx(1)
+            assert row["feature_error"] == 0
+        subgrid = found["subgrid", cells]
+        assert subgrid["agreement"] < 0.9 and subgrid["feature_error"] > 0.1
+    assert found["grid", "foreground"]["n"] < found["grid", "all"]["n"]
+    assert found["subgrid", "foreground"]["agreement"] < found["subgrid", "all"]["agreement"]
+
+
+def test_an_encoder_that_knows_the_row_fails_on_shifts_but_not_on_context(probe):
+    found = values(BorderEncoder(), probe)
+    assert found["grid", "all"]["agreement"] < 0.8
+    assert found["official", "all"]["agreement"] < 0.8
+    assert found["context", "all"]["agreement"] == 1
+
+
+def test_an_encoder_that_sees_everything_fails_on_context_but_not_on_shifts(probe):
+    found = values(MeanEncoder(), probe)
+    assert found["context", "all"]["agreement"] < 0.9
+    assert found["grid", "all"]["agreement"] > 0.999  # means differ in their last bits
+
+
+def test_a_collapsed_codebook_agrees_always_and_is_told(probe):
+    for row in values(PatchEncoder(collapsed=True), probe).values():
+        assert row["agreement"] == 1 and row["kappa"] is None and row["codes_used"] == 1
+
+
+def test_kappa_and_error_by_hand():
+    codes = torch.tensor([[[0, 0], [1, 1]]])
+    other = torch.tensor([[[0, 1], [1, 1]]])
+    ink = torch.tensor([[[False, True], [False, False]]])
+    ones = torch.ones(1, 2, 2, 2)
+    total = Agreement(2)
+    total.add(Window(ones, codes, ink), Window(ones * 3, other, ink & False))
+    every, foreground = total.rows()
+    assert every["agreement"] == 0.75 and every["n"] == 4
+    chance = 0.5 * 0.25 + 0.5 * 0.75
+    assert every["kappa"] == pytest.approx((0.75 - chance) / (1 - chance))
+    assert every["feature_error"] == pytest.approx(2)
+    assert foreground["agreement"] == 0 and foreground["n"] == 1
+
+
+def test_cohens_kappa_is_scikit_learns():
+    from sklearn.metrics import cohen_kappa_score
+
+    a, b = torch.randint(0, 4, (2, 5, 6, 6))
+    b = torch.where(torch.rand(b.shape) < 0.5, a, b)
+    ink, features = torch.ones(5, 6, 6, dtype=torch.bool), torch.rand(5, 2, 6, 6)
+    total = Agreement(4)
+    total.add(Window(features, a, ink), Window(features, b, ink))
+    expected = cohen_kappa_score(a.flatten(), b.flatten())
+    assert total.rows()[0]["kappa"] == pytest.approx(expected)
+
+
+def test_shifts_and_their_aligned_positions():
+    assert [equivariance.nearest_cell(d, 4) for d in range(9)] == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    grid = equivariance.grid_shifts(4)
+    assert len(grid) == 3 * 8 and (0, 32) in grid and (32, 32) in grid and (0, 36) not in grid
+    assert equivariance.subgrid_shifts(4) == [
+        s for d in (1, 2, 3) for s in ((0, d), (d, 0), (d, d))]
+
+
+def test_sweep_is_perfect_at_every_multiple_of_the_stride(probe):
+    rows = [r for r in equivariance.sweep(PatchEncoder(), probe) if r["cells"] == "foreground"]
+    assert [r["shift"] for r in rows] == list(range(17))
+    for row in rows:
+        assert (row["agreement"] == 1) == (row["shift"] % STRIDE == 0), row
+        assert (row["feature_error"] < 1e-6) == (row["shift"] % STRIDE == 0)
+
+
+def test_pooling_equals_one_pass(probe):
+    model = PatchEncoder()
+    parts = equivariance.compare_shifts(model, probe, [(0, 1), (2, 0)])
+    pooled = equivariance.pool(list(parts.values())).rows()[0]
+    n = [part.rows()[0]["n"] for part in parts.values()]
+    agreement = [part.rows()[0]["agreement"] for part in parts.values()]
+    expected = sum(a * m for a, m in zip(agreement, n, strict=True)) / sum(n)
+    assert pooled["agreement"] == pytest.approx(expected) and pooled["n"] == sum(n)
+    assert math.isfinite(pooled["kappa"])

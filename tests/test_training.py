@@ -1,0 +1,254 @@
+"""Both stages, end to end and tiny: learning, exact resume, order of work, what is recorded."""
+
+import json
+
+import pytest
+import torch
+
+from tevq import classifier, evaluation, judge, machine, presets, runs, stage1, stage2
+from tevq.checkpoint import load_tree
+from tevq.equivariance import Probe
+from tevq.items import load_items
+from tevq.runs import open_run
+from tevq.settings import SettingsError
+
+TINY = {
+    "precision": "float32", "data.train": 60, "data.val": 10, "data.test": 10,
+    "classifier.width": 4, "classifier.steps": 4, "classifier.batch": 16,
+    "stage1.channels": 4, "stage1.codes": 12, "stage1.code_dim": 12, "stage1.warmup_steps": 2,
+    "stage1.steps": 6, "stage1.batch": 4, "stage1.disc_start": 3, "stage1.disc_channels": 4,
+    "stage1.disc_layers": 1, "stage1.stride": 8,
+    "stage2.dim": 16, "stage2.depth": 1, "stage2.heads": 2, "stage2.head_dim": 8,
+    "stage2.steps": 6, "stage2.batch": 4, "stage2.warmup_steps": 2, "stage2.probe_every": 3,
+    "stage2.probe_scenes": 10, "evaluation.batch": 4,
+}
+
+
+def tiny(variant="te", seed=0, **overrides):
+    return presets.load("smoke", variant, seed, TINY | overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A results folder with te, seed 0, through both stages and evaluation."""
+    results = tmp_path_factory.mktemp("results")
+    stage1.KMEANS_VECTORS = 400
+    s = tiny()
+    stage1.train(s, results)
+    stage2.train(s, results)
+    evaluation.PROBE_ITEMS = 6
+    evaluation.evaluate_quantizer(s, results)
+    evaluation.evaluate(s, results)
+    return results
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def kill_at(monkeypatch, saved_step: int):
+    """Every step is saved; the process dies right after the save of `saved_step`."""
+    original = runs.Loop.__init__
+
+    def always_save(self, run, parts, total, save_seconds=60):
+        original(self, run, parts, total, save_seconds=-1)
+
+    save = runs.Run.save
+
+    def save_and_die(self, step, state):
+        save(self, step, state)
+        if step == saved_step and self.folder.parent.name != "classifier":
+            raise Killed
+
+    monkeypatch.setattr(runs.Loop, "__init__", always_save)
+    monkeypatch.setattr(runs.Run, "save", save_and_die)
+
+
+def same_tree(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tree(a[k], b[k]) for k in a)
+    return a == b
+
+
+@pytest.mark.parametrize("saved_step", [1, 4])  # before and after the discriminator's start
+def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
+                                                         saved_step):
+    s = tiny()
+    kill_at(monkeypatch, saved_step)
+    with pytest.raises(Killed):
+        stage1.train(s, tmp_path)
+    monkeypatch.undo()
+    again, whole = stage1.train(s, tmp_path), open_run(s, "stage1", trained)
+    assert same_tree(again.weights(), whole.weights())
+    assert again.metrics() == whole.metrics()
+
+
+@pytest.mark.parametrize("saved_step", [2, 5])
+def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
+                                                         saved_step):
+    s = tiny()
+    stage1.train(s, tmp_path)
+    kill_at(monkeypatch, saved_step)
+    with pytest.raises(Killed):
+        stage2.train(s, tmp_path)
+    monkeypatch.undo()
+    again, whole = stage2.train(s, tmp_path), open_run(s, "stage2", trained)
+    assert same_tree(again.weights(), whole.weights())
+    assert again.metrics() == whole.metrics()
+
+
+def test_a_second_call_loads_and_changes_nothing(trained):
+    s = tiny()
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
+    stage1.train(s, trained)
+    stage2.train(s, trained)
+    evaluation.evaluate(s, trained)
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
+
+
+def test_metrics_record_the_health_of_the_codebook_and_the_discriminator(trained):
+    last = open_run(tiny(), "stage1", trained).metrics()[-1]
+    assert {"l1", "perceptual", "codes_used", "perplexity", "norm_used", "max_cosine",
+            "orthogonality", "adaptive_weight", "real_logits", "fake_logits"} <= set(last)
+    assert last["step"] == 6 and 1 <= last["codes_used"] <= 12
+
+
+def test_stage1_learns_a_fixed_batch(tmp_path):
+    s = tiny(**{"stage1.disc_start": 1000, "stage1.channels": 8})
+    run = open_run(s, "stage1", tmp_path)
+    trainer = stage1.Trainer(run, s, machine.detect("float32"), tmp_path)
+    trainer.start_codebook()
+    x = trainer.images(0)
+    first = float(trainer.generator_step(x, 0)[0]["l1"].detach())
+    for _ in range(25):
+        numbers, *_ = trainer.generator_step(x, 0)
+    assert float(numbers["l1"].detach()) < 0.8 * first
+
+
+def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
+    """Same seed, with and without equation 5: only te's mean squared cosine falls."""
+    found = {}
+    for variant in ("sc", "te"):
+        s = tiny(variant, **{"stage1.disc_start": 1000})
+        trainer = stage1.Trainer(open_run(s, "stage1", tmp_path), s, machine.detect("float32"),
+                                 tmp_path)
+        trainer.start_codebook()
+        penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
+        for step in range(25):
+            trainer.generator_step(trainer.images(step % 3), step)
+        penalty.append(float(stage1.orthogonality(trainer.model.quantizer.codebook.detach())))
+        found[variant] = penalty
+    assert found["sc"][0] == found["te"][0]
+    assert found["te"][1] < 0.9 * found["te"][0]
+    assert found["te"][1] < found["sc"][1]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "LOG_EVERY", 1)
+    monkeypatch.setattr(stage1, "orthogonality", lambda codebook: codebook.sum() * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 1 \(seed 0\).*stage1.lr"):
+        stage1.train(tiny(), tmp_path)
+    assert not open_run(tiny(), "stage1", tmp_path).done
+
+
+def test_the_reconstruction_of_codes_is_the_models_own(trained):
+    s = tiny()
+    model = stage1.load(s, trained)
+    scenes, items = judge.split_of(s, "val", 6)
+    codes = judge.encode_scenes(model, scenes, items, machine.detect("float32"))
+    assert codes.dtype == torch.uint8 and codes.shape == (6, 8, 8)
+    x = judge.render(scenes, items)
+    torch.testing.assert_close(model.codes(x), codes.long())
+
+
+def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkeypatch):
+    s, calls = tiny(), []
+    found = judge.Judge.load(s, trained)
+    original = stage2.encode_scenes
+
+    def counting(*arguments):
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(stage2, "encode_scenes", counting)
+    codes = stage2.encoded_split(s, "train", found, trained)
+    assert not calls and len(codes) == 60
+    path, = (open_run(s, "stage1", trained).folder / "state").glob("codes-train-*")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert torch.equal(stage2.encoded_split(s, "train", found, trained), codes)
+    assert calls
+    load_tree(next((open_run(s, "stage1", trained).folder / "state").glob("codes-train-*")))
+
+
+def test_learning_curve_has_both_splits_and_all_cases(trained):
+    rows = open_run(tiny(), "stage2", trained).metrics()
+    for split in ("val", "val_seen"):
+        for task in ("t2i", "i2t"):
+            sequences, cases = stage2.curve(rows, split, task)
+            assert sequences.tolist() == [12, 24]
+            assert set(cases) == {"quad1", "quad2", "quad3", "quad4", "center"}
+            assert all(len(v) == 2 and (v >= 0).all() and (v <= 1).all() for v in cases.values())
+
+
+def test_schedules():
+    steps = [stage2.schedule("linear", i, 100, 10) for i in range(100)]
+    assert steps[0] == 0.1 and steps[9] == 1 and steps[40] == 1 and steps[99] < 0.05
+    restarts = [stage2.schedule("restarts", i, 600, 0) for i in range(600)]
+    assert sum(a < 0.01 and b == 1 for a, b in zip(restarts, restarts[1:], strict=False)) == 5
+
+
+def test_evaluation_counts_every_scene_of_both_splits(trained):
+    run = open_run(tiny(), "evaluation", trained)
+    rows = run.summary()["rows"]
+    for split in ("test", "test_seen"):
+        for task, decodings in (("t2i", {"sampled"}), ("i2t", {"sampled", "greedy"})):
+            found = [r for r in rows if (r["split"], r["task"]) == (split, task)]
+            assert {r["decoding"] for r in found} == decodings
+            metric = "scene" if task == "t2i" else "exact"
+            counted = sum(r["n"] for r in found if r["metric"] == metric)
+            assert counted == 10 * len(decodings)
+    digits = {r["case"]: r["n"] for r in rows
+              if (r["split"], r["task"], r["metric"]) == ("test", "t2i", "digit")}
+    assert digits == {"quad1": 2, "quad2": 4, "quad3": 6, "quad4": 8, "center": 2}
+    assert all(r["value"] == r["correct"] / r["n"] for r in rows)
+    lines = (run.folder / "scenes.csv").read_text().splitlines()
+    assert len(lines) == 1 + 20
+    examples = json.loads((run.folder / "examples.json").read_text())
+    assert len(examples["test"]["t2i"]) == len(examples["test"]["scene"]) == 10
+
+
+def test_quantizer_evaluation_has_ceilings_and_all_measures(trained):
+    summary = open_run(tiny(), "quantizer", trained).summary()
+    assert {r["task"] for r in summary["rows"]} == {"ceiling-real", "ceiling-reconstruction"}
+    assert {r["measure"] for r in summary["equivariance"]} == {
+        "official", "grid", "subgrid", "context"}
+    assert [r["shift"] for r in summary["sweep"][::2]] == list(range(17))
+    for line in summary["reconstruction"]:
+        assert 0 < line["l1"] < 1 and line["perceptual_name"] == "classifier"
+        assert 1 <= line["codes_used"] <= 12
+
+
+def test_a_sample_does_not_depend_on_its_batch(trained):
+    s = tiny()
+    found = judge.Judge.load(s, trained)
+    model = stage2.load(s, found, trained)
+    scenes, _ = judge.split_of(s, "test")
+    whole = found.text_to_image(model, scenes, s.evaluation, 0)
+    single = tiny(**{"evaluation.batch": 1}).evaluation
+    assert torch.equal(found.text_to_image(model, scenes, single, 0), whole)
+    assert not torch.equal(found.text_to_image(model, scenes, s.evaluation, 1), whole)
+
+
+def test_stage2_without_a_quantizer_names_the_notebook(tmp_path):
+    with pytest.raises(SettingsError, match="notebook 03"):
+        stage2.train(tiny("sc"), tmp_path)
+
+
+def test_classifier_learns_and_probe_is_fixed(tmp_path):
+    s = tiny(**{"classifier.width": 8, "classifier.steps": 120, "classifier.batch": 64})
+    summary = classifier.train(s, tmp_path).summary()
+    assert summary["colour_accuracy"] > 0.9 and summary["label_accuracy"] > 0.3  # chance is 0.1
+    items = load_items("digits", "test")
+    assert torch.equal(Probe(items, 5, 0).at(2, 2), Probe(items, 5, 0).at(2, 2))

@@ -1,0 +1,136 @@
+"""Encoder, decoder, downsamplers and group norm against slow references."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+from torch.nn import functional as F
+
+from tevq import presets
+from tevq.downsample import DOWNSAMPLERS, Blur, MaxBlurpool
+from tevq.norm import Norm
+from tevq.settings import SettingsError, Stage1
+from tevq.vqgan import VQGAN, level_channels
+
+SMALL = Stage1(channels=8, codes=16, code_dim=12)
+
+
+def test_blur_is_scipy_convolution_then_every_second_pixel():
+    x = torch.randn(1, 2, 8, 10)
+    taps = np.array([1, 4, 6, 4, 1]) / 16
+    expected = [signal.convolve2d(np.pad(channel, 2, mode="edge"), np.outer(taps, taps), "valid")
+                for channel in x[0].numpy()]
+    found = Blur(2, "replicate")(x)[0].numpy()
+    np.testing.assert_allclose(found, np.stack(expected)[:, ::2, ::2], rtol=1e-5, atol=1e-6)
+
+
+def test_blur_removes_the_highest_frequency():
+    checkers = torch.ones(1, 1, 16, 16)
+    checkers[..., ::2, 1::2] = checkers[..., 1::2, ::2] = -1
+    assert Blur(1, "circular")(checkers).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", DOWNSAMPLERS)
+@pytest.mark.parametrize("padding", ["replicate", "zeros", "circular"])
+def test_downsamplers_halve_and_commute_with_circular_shifts_by_two(name, padding):
+    torch.manual_seed(0)
+    layer = DOWNSAMPLERS[name](4, padding)
+    x = torch.randn(2, 4, 16, 16)
+    y = layer(x)
+    assert y.shape == (2, 4, 8, 8)
+    if padding == "circular" or name == "maxpool":
+        shifted = layer(x.roll((2, 4), (2, 3)))
+        torch.testing.assert_close(shifted, y.roll((1, 2), (2, 3)))
+        assert not torch.allclose(layer(x.roll(1, 3)), y)  # an odd shift has no counterpart
+
+
+def test_max_blurpool_is_the_maximum_then_the_blur():
+    x = torch.randn(1, 3, 8, 8)
+    dense = torch.stack([x[..., i : i + 7, j : j + 7] for i in (0, 1) for j in (0, 1)]).amax(0)
+    torch.testing.assert_close(MaxBlurpool(3, "replicate")(x), Blur(3, "replicate")(dense))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("silu", [False, True])
+def test_norm_equals_group_norm_with_its_gradients(layout, silu):
+    torch.manual_seed(0)
+    norm = Norm(16, silu)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 16, 6, 6) * 2 + 3).to(memory_format=layout).requires_grad_()
+    wanted = x.detach().double().requires_grad_()
+    w, b = (p.detach().double().requires_grad_() for p in (norm.weight, norm.bias))
+    y = norm(x)
+    reference = F.group_norm(wanted, norm.num_groups, w, b, 1e-6)
+    reference = F.silu(reference) if silu else reference
+    torch.testing.assert_close(y.double(), reference, rtol=1e-4, atol=1e-5)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    reference.backward(gradient.double())
+    for ours, theirs in ((x, wanted), (norm.weight, w), (norm.bias, b)):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), y)
+
+
+def test_norm_in_bfloat16_stays_within_its_rounding():
+    torch.manual_seed(0)
+    norm = Norm(16, True)
+    x = torch.randn(4, 16, 8, 8).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    reference = F.silu(F.group_norm(x.detach().float(), norm.num_groups))
+    assert (y.float() - reference).abs().max() < 0.05  # outputs up to 4: 3 of 256 steps
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", presets.VARIANTS)
+@pytest.mark.parametrize("stride", [4, 8])
+def test_shapes_and_decoding_of_codes(variant, stride):
+    torch.manual_seed(0)
+    changes = presets.VARIANTS[variant]
+    model = VQGAN(dataclasses.replace(SMALL, stride=stride,
+                                      downsample=changes["stage1.downsample"])).eval()
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    y, quantized = model(x)
+    assert y.shape == x.shape and quantized.codes.shape == (2, 64 // stride, 64 // stride)
+    torch.testing.assert_close(model.codes(x), quantized.codes)
+    decoded = model.decode_codes(quantized.codes)
+    torch.testing.assert_close(decoded, y.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_official_sizes_have_the_official_parameter_counts():
+    """Encoder 6.62 M with strided convolutions, 5.88 M with pooling; decoder 10.42 M.
+
+    The official code counts the two 1x1 convolutions around the codebook apart.
+    """
+    between = 256 * 256 + 256
+    counts = {}
+    for name in ("strided_conv", "maxpool"):
+        s = dataclasses.replace(presets.paper().stage1, downsample=name)
+        with torch.device("meta"):
+            model = VQGAN(s)
+        counts[name] = [(sum(p.numel() for p in part.parameters()) - between) / 1e6
+                        for part in (model.encoder, model.decoder)]
+    assert counts["strided_conv"] == pytest.approx([6.62, 10.42], abs=0.01)
+    assert counts["maxpool"][0] == pytest.approx(5.88, abs=0.01)
+
+
+def test_the_last_multiplier_repeats_for_larger_strides():
+    assert level_channels(Stage1(channels=16, multipliers=(1, 2, 4), stride=4)) == [16, 32, 64]
+    assert level_channels(Stage1(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
+
+
+@pytest.mark.parametrize("x, word", [
+    (torch.zeros(2, 1, 64, 64), "(2, 1, 64, 64)"), (torch.zeros(3, 64, 64), "(3, 64, 64)"),
+    (torch.zeros(1, 3, 66, 64), "multiples of 4"),
+    (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "uint8"),
+    (torch.full((1, 3, 64, 64), 255.0), "[-1, 1]"),
+])
+def test_bad_images_are_refused(x, word):
+    with pytest.raises(SettingsError, match=word.replace("(", r"\(").replace(")", r"\)").replace(
+            "[", r"\[").replace("]", r"\]")):
+        VQGAN(SMALL).encode(x)

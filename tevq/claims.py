@@ -1,0 +1,256 @@
+"""The paper's claims, each with our estimate, its interval, the paper's, and a verdict.
+
+Verdicts: `inside the paper's interval` (our estimate has the paper's sign and lies in its 95 %
+interval), `same direction` (the paper's sign only), `not supported` (the other sign),
+`undecided` (a generator has not passed its binding transition, so its end point says nothing),
+`missing` (no runs). An interval of ours needs two seeds or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from tevq import stats, tables
+from tevq.stats import Group, Interval, contrast, t_interval
+from tevq.study import Study
+from tevq.tables import QUADS, by_case, published, select
+
+BASELINES = ("mb", "mp", "cb")
+LEARNED = 0.5  # seen digit accuracy, Quad2-4, past the binding transition (chance is 0.1)
+SHOWN = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}
+SEEN = {"t2i": ("sampled", "digit"), "i2t": ("greedy", "digit")}
+TITLES = {"t2i": "text→image", "i2t": "image→text"}
+
+
+class Claim(NamedTuple):
+    """One claim. Numbers are differences unless the text says otherwise."""
+
+    text: str
+    section: str
+    values: tuple[float, ...]  # ours, one per seed
+    paper: float | None  # None: the paper prints no number
+    paper_interval: Interval | None
+    undecided: str = ""  # why the end points say nothing yet
+    sign: int = 1  # direction of the claim
+    limit: float | None = None  # the claim holds up to here, whatever the sign
+
+    @property
+    def estimate(self) -> float | None:
+        """Mean over seeds."""
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """t-interval over seeds; None for fewer than two."""
+        return t_interval(self.values)
+
+    @property
+    def verdict(self) -> str:
+        if not self.values:
+            return "missing"
+        if self.undecided:
+            return "undecided"
+        if self.limit is not None:
+            return "same direction" if self.estimate <= self.limit else "not supported"
+        if self.estimate * self.sign <= 0:
+            return "not supported"
+        if self.paper_interval is not None and self.estimate in self.paper_interval:
+            return "inside the paper's interval"
+        return "same direction"
+
+    @property
+    def certainty(self) -> str:
+        """What the interval adds to the verdict."""
+        if not self.values:
+            return ""
+        if self.interval is None:
+            return "one seed: no interval"
+        return "interval includes 0" if 0.0 in self.interval else "interval excludes 0"
+
+
+def all_claims(built: dict[str, pd.DataFrame]) -> list[Claim]:
+    """Every claim of sections 4 and 5 that a number can speak to. `built`: as `tables.build`."""
+    return [*_generation(built["table1"]), _efficiency(built["table2"], built["table1"]),
+            *_codes(built["table3"]), *_equivariance(built["equivariance"])]
+
+
+def primary(table1: pd.DataFrame, task: str = "t2i") -> Claim:
+    """te - sc, mean digit accuracy over Quad1-4 on held-out combinations.
+
+    Text->image is the one primary comparison of the study, chosen before looking. The paper's
+    interval uses the mean of its four SDs, which the SD of the mean cannot exceed.
+    """
+    parts = [(1.0, _published(task, "te")), (-1.0, _published(task, "sc"))]
+    return Claim(f"{TITLES[task]}: te above sc, mean of Quad1–4", "4.1" if task == "t2i" else "4.2",
+                 _paired(table1, task, "te", "sc"), *contrast(parts),
+                 _unlearned(table1, task, ("sc", "te")))
+
+
+def family(table1: pd.DataFrame) -> pd.DataFrame:
+    """te - sc per case and task: mean, t-interval, exact sign-flip p, Holm over all of them."""
+    rows = []
+    for task, (decoding, metric) in SHOWN.items():
+        for case in QUADS:
+            values = _paired(table1, task, "te", "sc", case)
+            theirs = {v: _group(select(published(1), task=task, variant=v, case=case))
+                      for v in ("sc", "te")}
+            paper, interval = contrast([(1.0, theirs["te"]), (-1.0, theirs["sc"])])
+            rows.append({
+                "task": task, "case": case, "metric": f"{metric}, {decoding}",
+                "te − sc": np.mean(values) if values else np.nan,
+                "interval (t)": text(t_interval(values)), "seeds": len(values),
+                "paper": paper, "paper's interval": text(interval),
+                "p sign-flip": stats.sign_flip(values) if values else np.nan})
+    found = pd.DataFrame(rows)
+    known = found["p sign-flip"].notna()
+    found["p Holm"] = np.nan
+    found.loc[known, "p Holm"] = stats.holm(found.loc[known, "p sign-flip"])
+    return found
+
+
+def bootstrap(study: Study, task: str = "t2i", split: str = "test") -> Interval | None:
+    """Hierarchical bootstrap interval (seed, then scene) of te - sc, mean of Quad1-4."""
+    column = "_".join((task, *SHOWN[task]))
+    found = tables.scene_counts(study, ("sc", "te"), column, split)
+    if found is None:
+        return None
+    counts, case = found
+    quad = np.isin(case, QUADS)
+    sc, te = (stats.Counts(c.correct[:, quad], c.n[:, quad])
+              for c in (counts["sc"], counts["te"]))
+    return stats.bootstrap_difference(sc, te, case[quad])
+
+
+def text(interval: Interval | None, digits: int = 3) -> str:
+    """[low, high], or a dash."""
+    return "–" if interval is None else f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
+
+
+def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
+    """One row per claim, as text."""
+    return pd.DataFrame([{
+        "claim": c.text, "section": c.section,
+        "ours": "–" if c.estimate is None else f"{c.estimate:+.3f}",
+        "our interval": text(c.interval), "paper": "no number" if c.paper is None
+        else f"{c.paper:+.3f}", "paper's interval": text(c.paper_interval),
+        "verdict": c.verdict, "note": "; ".join(filter(None, (c.certainty, c.undecided if c.values else "")))}
+        for c in claims])
+
+
+def _generation(table1: pd.DataFrame) -> list[Claim]:
+    found = [primary(table1), primary(table1, "i2t")]
+    for task in SHOWN:
+        present = [v for v in BASELINES if _paired(table1, task, "te", v)]
+        rival = max(present, key=lambda v: _scores(table1, task, v).mean(), default="")
+        best = max(BASELINES, key=lambda v: _published(task, v).mean)
+        parts = [(1.0, _published(task, "te")), (-1.0, _published(task, best))]
+        found.append(Claim(
+            f"{TITLES[task]}: te above the best of mb, mp, cb" + (f" ({rival})" if rival else ""),
+            "4.1" if task == "t2i" else "4.2",
+            _paired(table1, task, "te", rival) if rival else (), *contrast(parts),
+            _unlearned(table1, task, (rival, "te")) if rival else ""))
+    found.append(_smaller_gain(table1))
+    return found
+
+
+def _smaller_gain(table1: pd.DataFrame) -> Claim:
+    gains = [_scores(table1, task, "te") - _scores(table1, task, "sc") for task in SHOWN]
+    parts = [(weight, _published(task, variant)) for task, variant, weight in (
+        ("t2i", "te", 1.0), ("t2i", "sc", -1.0), ("i2t", "te", -1.0), ("i2t", "sc", 1.0))]
+    return Claim("the gain of te over sc is larger in text→image than in image→text", "4.2",
+                 tuple((gains[0] - gains[1]).dropna()), *contrast(parts), _unlearned(table1, "t2i", ("sc", "te"))
+                 or _unlearned(table1, "i2t", ("sc", "te")))
+
+
+def _efficiency(table2: pd.DataFrame, table1: pd.DataFrame) -> Claim:
+    drops = {}
+    for variant in ("sc", "te"):
+        sizes = [_seeds(by_case(table2, split="test", size=size), variant, "quad1")
+                 for size in ("full", "third")]
+        drops[variant] = sizes[0] - sizes[1]
+    values = (drops["sc"] - drops["te"]).dropna()
+    parts = [(weight, _group(select(published(2), variant=variant, size=size)))
+             for variant, size, weight in (("sc", "full", 1.0), ("sc", "third", -1.0),
+                                           ("te", "full", -1.0), ("te", "third", 1.0))]
+    return Claim("a third of the training scenes costs te less than sc (Quad1, text→image)", "4.3",
+                 tuple(values), *contrast(parts), _unlearned(table1, "t2i", ("sc", "te")))
+
+
+def _codes(table3: pd.DataFrame) -> list[Claim]:
+    l1 = select(published(3), metric="l1").set_index(["source", "variant"]).value.unstack()
+    marginal = float((l1.te / l1.sc - 1).max())  # the most that the paper calls so: Fashion-MNIST
+    found = []
+    for source in dict.fromkeys(table3.source):
+        rows = select(table3, source=source, split="test")
+        same = source if source in set(published(3).source) else "mnist"
+        theirs = select(published(3), source=same).set_index(["metric", "variant"]).value
+        codes, l1 = (_by_variant(rows, metric) for metric in ("codes_used", "l1"))
+        found.append(Claim(f"{source}: te uses fewer codes than sc", "5",
+                           tuple((codes["te"] - codes["sc"]).dropna()),
+                           theirs["codes_used", "te"] - theirs["codes_used", "sc"], None, sign=-1))
+        found.append(Claim(
+            f"{source}: te costs little fidelity: extra L1 at most {marginal:.1%} of sc's",
+            "5", tuple((l1["te"] / l1["sc"] - 1).dropna()),
+            theirs["l1", "te"] / theirs["l1", "sc"] - 1, None, limit=marginal))
+    return found
+
+
+def _equivariance(table: pd.DataFrame) -> list[Claim]:
+    found = []
+    for measure in tables.MEASURES:
+        rows = select(table, task="measure", case=measure, cells="foreground", metric="kappa")
+        kappa = _by_variant(rows[rows.source == rows.source.iloc[0]] if len(rows) else rows)
+        found.append(Claim(f"te more equivariant than sc: {measure}, kappa on foreground", "3.2",
+                           tuple((kappa["te"] - kappa["sc"]).dropna()), None, None))
+    return found
+
+
+def _by_variant(rows: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
+    """Values of one metric: rows seeds, columns sc and te."""
+    rows = select(rows, metric=metric)
+    return rows.pivot(index="seed", columns="variant", values="value").reindex(
+        columns=["sc", "te"])
+
+
+def _scores(table1: pd.DataFrame, task: str, variant: str, case: str = "mean") -> pd.Series:
+    """Accuracy as the paper counts it on held-out combinations, by seed; missing seeds left out."""
+    decoding, metric = SHOWN[task]
+    matrix = by_case(table1, task=task, split="test", decoding=decoding, metric=metric)
+    return _seeds(matrix, variant, case)
+
+
+def _seeds(matrix: pd.DataFrame, variant: str, column: str) -> pd.Series:
+    if variant not in matrix.index.unique("variant"):
+        return pd.Series(dtype=float)
+    return matrix.loc[variant][column].dropna()
+
+
+def _paired(table1: pd.DataFrame, task: str, a: str, b: str, case: str = "mean"
+            ) -> tuple[float, ...]:
+    """a - b for every seed that both have."""
+    both = _scores(table1, task, a, case) - _scores(table1, task, b, case)
+    return tuple(both.dropna())
+
+
+def _unlearned(table1: pd.DataFrame, task: str, variants: Sequence[str]) -> str:
+    """Says which variants have not learned the task on seen combinations; empty if all have."""
+    decoding, metric = SEEN[task]
+    matrix = by_case(table1, task=task, split="test_seen", decoding=decoding, metric=metric)
+    seen = {v: matrix.loc[v][list(QUADS[1:])].mean(axis=None) for v in variants
+            if v in matrix.index.unique("variant")}
+    low = [f"{v} {value:.2f}" for v, value in seen.items() if value < LEARNED]
+    return f"seen Quad2–4 accuracy below {LEARNED}: {', '.join(low)}" if low else ""
+
+
+def _published(task: str, variant: str) -> Group:
+    """Mean over Quad1-4 with the mean of the SDs: an upper bound of the SD of that mean."""
+    rows = select(published(1), task=task, variant=variant)
+    return Group(float(rows.value.mean()), float(rows.sd.mean()))
+
+
+def _group(rows: pd.DataFrame) -> Group:
+    return Group(float(rows.value.iloc[0]), float(rows.sd.iloc[0]))

@@ -1,0 +1,162 @@
+"""Evaluation of one (variant, seed) on the test splits: the numbers behind every table.
+
+Two kinds of run: `quantizer` needs Stage 1 only (Table 3, equivariance, ceilings), `evaluation`
+needs both stages (Tables 1 and 2). Both keep rows in `summary.json` with the counts behind every
+share; `evaluation` also keeps counts per scene (`scenes.csv`) and examples (`examples.json`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+
+import numpy as np
+import torch
+
+from tevq import equivariance, losses, machine, stage2
+from tevq.checkpoint import write_atomically, write_json
+from tevq.items import load_items
+from tevq.judge import CHUNK, Judge, join_scores, split_of
+from tevq.quantizer import codebook_health
+from tevq.runs import Run, open_run
+from tevq.scenes import CASES, Scenes, render
+from tevq.scoring import Score, by_case
+from tevq.settings import Settings
+from tevq.stage1 import reconstruct
+
+SPLITS = ("test", "test_seen")
+EXAMPLES_PER_CASE = 4  # the first of every case: fixed, not the best
+PROBE_ITEMS = 100  # items drawn for the equivariance measures
+
+
+def evaluate_quantizer(settings: Settings, results=None) -> Run:
+    """Stage 1 on the test splits; returns its run.
+
+    Summary: `rows` (split, task, case, metric, value, correct, n) with tasks `ceiling-real` and
+    `ceiling-reconstruction`; `reconstruction` (split, l1 in [0, 1], perceptual, codes_used,
+    perplexity); `equivariance` and `sweep` rows as in equivariance.py.
+    """
+    run = open_run(settings, "quantizer", results)
+    with run.lock():
+        if not run.done:
+            began = time.monotonic()
+            judge, where = _begin(run, settings, results)
+            found = [_reconstruction(settings, judge, split) for split in SPLITS]
+            items = load_items(settings.data.source, "test")
+            probe = equivariance.Probe(items, PROBE_ITEMS, settings.data.seed, where.device)
+            run.finish({
+                "rows": [row for rows, _ in found for row in rows],
+                "reconstruction": [line for _, line in found],
+                "equivariance": equivariance.measure(judge.quantizer, probe),
+                "sweep": equivariance.sweep(judge.quantizer, probe),
+                "seconds": time.monotonic() - began})
+    return run
+
+
+def evaluate(settings: Settings, results=None) -> Run:
+    """Both directions on the test splits; returns its run.
+
+    Summary rows: split, task (t2i, i2t), decoding (sampled, greedy), case, metric, value, correct,
+    n. Text->image is sampled as officially; captions are sampled and greedy.
+    """
+    run = open_run(settings, "evaluation", results)
+    with run.lock():
+        if not run.done:
+            began = time.monotonic()
+            judge, where = _begin(run, settings, results)
+            model = stage2.load(settings, judge, results)
+            rows, lines, examples = [], [], {}
+            for split in SPLITS:
+                found = _both_directions(settings, judge, model, split, results)
+                rows += found[0]
+                lines += found[1]
+                examples[split] = found[2]
+                print(f"{run.name}: {split} done", flush=True)
+            write_atomically(run.folder / "scenes.csv", _as_csv(lines))
+            write_json(run.folder / "examples.json", examples)
+            run.finish({"rows": rows, "seconds": time.monotonic() - began})
+    return run
+
+
+def _begin(run: Run, settings: Settings, results) -> tuple[Judge, machine.Machine]:
+    """Everything is evaluated in float32, so that a result does not depend on batches."""
+    where = machine.detect("float32")
+    run.start(where)
+    return Judge.load(settings, results, where.device), where
+
+
+def _reconstruction(settings: Settings, judge: Judge, split: str) -> tuple[list[dict], dict]:
+    """Ceiling rows of a split, and one line for Table 3."""
+    scenes, items = split_of(settings, split)
+    name = settings.stage1.perceptual
+    perceptual = losses.perceptual_loss(name, judge.classifier, judge.device)
+    counts = torch.zeros(settings.stage1.codes, dtype=torch.long)
+    l1, distance, scores = [], [], {"ceiling-real": [], "ceiling-reconstruction": []}
+    for start in range(0, len(scenes), CHUNK):
+        part = scenes.take(slice(start, start + CHUNK))
+        x = render(part, items).to(judge.device)
+        y, codes = reconstruct(judge.quantizer, x)
+        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
+        l1.append(float((x - y).abs().mean()) / 2 * len(x))
+        with torch.no_grad():
+            distance.append(float(perceptual(x, y)) * len(x))
+        for task, images in (("ceiling-real", x), ("ceiling-reconstruction", y)):
+            scores[task].append(judge.score_images(images, part))
+    rows = [row for task, parts in scores.items()
+            for row in _rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
+    line = {"split": split, "l1": sum(l1) / len(scenes), "perceptual": sum(distance) / len(scenes),
+            "perceptual_name": name, "n": len(scenes)}
+    return rows, line | codebook_health(judge.quantizer.quantizer.codebook, counts)
+
+
+def _both_directions(settings: Settings, judge: Judge, model, split: str, results
+                     ) -> tuple[list[dict], list[dict], dict]:
+    """Rows per case, lines per scene, and examples of one split."""
+    options, seed = settings.evaluation, settings.seed
+    scenes, _ = split_of(settings, split, options.scenes)
+    truth = stage2.encoded_split(settings, split, judge, results)[: len(scenes)].long()
+    rows, columns = [], {}
+    chosen = np.concatenate([np.flatnonzero(scenes.case == case)[:EXAMPLES_PER_CASE]
+                             for case in range(len(CASES))])
+    examples = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
+
+    def keep(scores: dict[str, Score], task: str, decoding: str) -> None:
+        rows.extend(_rows(scores, scenes, split=split, task=task, decoding=decoding))
+        for metric, score in scores.items():
+            columns[f"{task}_{decoding}_{metric}"] = score
+
+    if settings.stage2.directions != "i2t":
+        codes = judge.text_to_image(model, scenes, options, seed)
+        keep(judge.score_codes(codes, scenes), "t2i", "sampled")
+        examples["t2i"] = codes[chosen].tolist()
+    if settings.stage2.directions != "t2i":
+        for decoding in ("sampled", "greedy"):
+            texts = judge.image_to_text(model, truth, options, seed, decoding == "greedy")
+            keep(judge.score_texts(texts, scenes), "i2t", decoding)
+            examples[f"i2t_{decoding}"] = [texts[i] for i in chosen]
+    return rows, _lines(columns, scenes, split), examples
+
+
+def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
+    """One row per case and metric; cases without anything to count are left out."""
+    table = by_case(scores, scenes.case, CASES)
+    return [labels | {"case": case, "metric": metric, "value": score.value,
+                      "correct": score.correct, "n": score.n}
+            for case, metrics in table.items() for metric, score in metrics.items() if score.n]
+
+
+def _lines(columns: dict[str, Score], scenes: Scenes, split: str) -> list[dict]:
+    """One line per scene with right and counted of every metric."""
+    return [{"split": split, "scene": i, "case": CASES[scenes.case[i]]}
+            | {f"{name}_{part}": int(values[i]) for name, score in columns.items()
+               for part, values in zip(("correct", "n"), score, strict=True)}
+            for i in range(len(scenes))]
+
+
+def _as_csv(lines: list[dict]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue().encode()

@@ -1,0 +1,205 @@
+"""Stage 2: trains the generator of one (variant, seed) on the codes of its quantizer."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from tevq import machine
+from tevq.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.judge import Judge, case_values, encode_scenes, split_of
+from tevq.muon import Muon, block_matrices
+from tevq.runs import Batches, Loop, Run, open_run
+from tevq.settings import Settings, SettingsError, digest
+from tevq.transformer import Transformer
+
+LOG_EVERY = 50  # steps between lines of metrics.jsonl
+DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
+PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
+
+
+def train(settings: Settings, results=None) -> Run:
+    """Trains the generator of these settings, or finds it trained; returns its run.
+
+    Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
+    checkpoint. Raises FloatingPointError when the loss is no longer finite.
+    """
+    run = open_run(settings, "stage2", results)
+    with run.lock():
+        if not run.usable:
+            where = machine.detect(settings.precision)
+            judge = Judge.load(settings, results, where.device)
+            run.start(where)
+            Trainer(run, settings, where, judge, results).train()
+    return run
+
+
+def build(settings: Settings, judge: Judge, dtype: torch.dtype = torch.float32) -> Transformer:
+    """A new transformer that fits the quantizer and tokenizer of `judge`."""
+    s, quantizer = settings.stage2, judge.quantizer
+    return Transformer(judge.tokenizer.size, len(quantizer.quantizer.codebook),
+                       judge.tokenizer.length, 64 // quantizer.stride, s.dim, s.depth, s.heads,
+                       s.head_dim, window=s.window, neighbours=s.neighbours,
+                       dtype=dtype).to(judge.device)
+
+
+def load(settings: Settings, judge: Judge, results=None) -> Transformer:
+    """The trained generator, frozen, float32. Raises SettingsError if there is none."""
+    run = open_run(settings, "stage2", results)
+    if not run.usable:
+        raise SettingsError(f"no trained generator in {run.folder}; run notebook 04 for variant "
+                            f"{settings.variant}, seed {settings.seed} first")
+    model = build(settings, judge)
+    model.load_state_dict(run.weights())
+    return model.eval().requires_grad_(False)
+
+
+def encoded_split(settings: Settings, split: str, judge: Judge, results=None) -> torch.Tensor:
+    """Codes (N, h, w) of a whole split, encoded once and kept beside the quantizer's weights."""
+    folder = open_run(settings, "stage1", results).folder / "state"
+    stem = f"codes-{split}-{digest(settings.as_dict()['data'])}"
+    for path in folder.glob(f"{stem}.*.safetensors"):
+        try:
+            return load_tree(path)
+        except (DamagedFileError, OSError) as error:
+            print(f"{error}; encoding the scenes again")
+            path.unlink(missing_ok=True)
+    began = time.monotonic()
+    scenes, items = split_of(settings, split)
+    codes = encode_scenes(judge.quantizer, scenes, items, machine.detect(settings.precision))
+    seconds = time.monotonic() - began
+    print(f"encoded {len(codes):,} scenes of {split} in {seconds:.0f} s")
+    save_tree(folder, stem, codes)
+    return codes
+
+
+class Trainer:
+    """Everything one training needs; `train` runs it to the end."""
+
+    def __init__(self, run: Run, settings: Settings, where: machine.Machine, judge: Judge,
+                 results=None):
+        s = settings.stage2
+        self.run, self.settings, self.s, self.where, self.judge = run, settings, s, where, judge
+        scenes, _ = split_of(settings, "train")
+        count = max(1, round(len(scenes) * s.fraction))
+        codes = encoded_split(settings, "train", judge, results)
+        self.codes = codes[:count].to(where.device)
+        self.captions = torch.from_numpy(scenes.caption[:count]).to(where.device)
+        self.batches = Batches(count, s.batch, settings.seed)
+        machine.seed_everything(settings.seed)
+        self.model = build(settings, judge, where.dtype)
+        self.optimizers = build_optimizers(self.model, settings)
+        self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
+
+    def train(self) -> None:
+        """All steps, then the weights and a summary."""
+        parts = {"model": self.model} | self.optimizers
+        loop = Loop(self.run, parts, self.s.steps)
+        peaks = {name: [group["initial_lr"] for group in optimizer.param_groups]
+                 for name, optimizer in self.optimizers.items()}
+        for step in loop:
+            share = schedule(self.s.schedule, step, self.s.steps, self.s.warmup_steps)
+            for name, optimizer in self.optimizers.items():
+                for group, peak in zip(optimizer.param_groups, peaks[name], strict=True):
+                    group["lr"] = peak * share
+            numbers = self.step(step)
+            last = step + 1 == self.s.steps
+            if (step + 1) % LOG_EVERY == 0 or last:
+                self.log(step + 1, numbers)
+            if self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last):
+                self.probe(step + 1)
+        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
+                         "sequences": self.s.steps * self.batches.batch,
+                         "training_scenes": self.batches.n,
+                         "parameters": self.model.parameter_count()},
+                        self.model.state_dict())
+
+    def step(self, step: int) -> dict:
+        """One update in one direction; with both, they take turns."""
+        turns = DIRECTIONS[self.s.directions]
+        direction = turns[step % len(turns)]
+        index = self.batches[step].to(self.where.device)
+        loss = self.model.loss(self.captions[index].long(), self.codes[index].long(), direction,
+                               self.s.target_weight)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if self.s.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return {"direction": direction, "loss": loss.total.detach(), "text_loss": loss.text,
+                "image_loss": loss.image}
+
+    def log(self, step: int, numbers: dict) -> None:
+        """One line of metrics."""
+        direction = numbers.pop("direction")
+        plain = {key: float(value) for key, value in numbers.items()}
+        if not math.isfinite(plain["loss"]):
+            raise FloatingPointError(f"{self.run.name}: the loss is {plain['loss']} at step {step} "
+                                     f"(seed {self.settings.seed}); lower stage2.lr. The last "
+                                     "checkpoint is intact")
+        self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
+
+    def probe(self, step: int) -> None:
+        """A point of the learning curve: text->image digit accuracy on validation scenes.
+
+        Held-out combinations (`val`) and seen ones (`val_seen`), per case; greedy captions too.
+        """
+        self.model.eval()
+        options, seed = self.settings.evaluation, self.settings.seed
+        for split, (scenes, items) in self.probes.items():
+            if self.s.directions != "i2t":
+                codes = self.judge.text_to_image(self.model, scenes, options, seed)
+                values = case_values(self.judge.score_codes(codes, scenes), scenes, "digit")
+                self.run.log(step, probe=split, task="t2i", n=len(scenes),
+                             sequences=step * self.batches.batch, **values)
+            if self.s.directions != "t2i":
+                truth = encode_scenes(self.judge.quantizer, scenes, items, self.where).long()
+                texts = self.judge.image_to_text(self.model, truth, options, seed, greedy=True)
+                values = case_values(self.judge.score_texts(texts, scenes), scenes, "digit")
+                self.run.log(step, probe=split, task="i2t", n=len(scenes),
+                             sequences=step * self.batches.batch, **values)
+        self.model.train()
+
+
+def build_optimizers(model: Transformer, settings: Settings) -> dict[str, torch.optim.Optimizer]:
+    """Adam for everything (official), or Muon for the blocks' matrices and Adam for the rest."""
+    s = settings.stage2
+    matrices, rest = block_matrices(model)
+    if s.optimizer == "adam":
+        found = {"adam": torch.optim.Adam(matrices + rest, s.lr, (0.9, s.beta2), fused=True)}
+    else:
+        found = {"muon": Muon(matrices, s.muon_lr),
+                 "adam": torch.optim.Adam(rest, s.lr, (0.9, s.beta2), fused=True)}
+    for optimizer in found.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return found
+
+
+def schedule(name: str, step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step.
+
+    After a linear warm-up: `constant`; `linear`, constant and then down to zero over the last
+    40 %; `restarts`, a cosine with six hard restarts (official).
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if name == "linear":
+        return min(1.0, (1 - progress) / 0.4)
+    if name == "restarts":
+        return 0.5 * (1 + math.cos(math.pi * (6 * progress % 1)))
+    return 1.0
+
+
+def curve(rows: list[dict], split: str, task: str = "t2i") -> tuple[np.ndarray, dict]:
+    """Learning curve from metrics: sequences seen (n,), and {case: accuracy (n,)}."""
+    points = [row for row in rows if row.get("probe") == split and row.get("task") == task]
+    cases = [key for key in (points[0] if points else {}) if key.startswith(("quad", "center"))]
+    return (np.array([p["sequences"] for p in points]),
+            {case: np.array([p[case] for p in points], dtype=float) for case in cases})

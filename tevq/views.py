@@ -1,0 +1,197 @@
+"""Wide tables for reading: ours beside the paper's and the difference. See `tables` for the data.
+
+Every entry is a text: `0.931 (0.033)` is mean (SD over seeds), `0.931` one seed, `missing` none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from tevq import presets, tables
+from tevq.stats import mean_sd
+from tevq.study import Study
+from tevq.tables import CELLS, MEASURES, QUADS, by_case, published, select
+
+MISSING = "missing"
+_PAPER = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # as published
+_DIGITS = {"codes_used": 1, "perplexity": 1, "l1": 4, "perceptual": 4}
+_HEADS = {"codes_used": "codes used", "l1": "L1 in [0, 1]", "perceptual": "perceptual distance"}
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Mean (SD) of the values that are there; says so when some are not."""
+    every = [float(value) for value in values]
+    found = [value for value in every if value == value]
+    if not found:
+        return MISSING
+    mean, sd = mean_sd(found)
+    text = f"{mean:.{digits}f}" + ("" if sd is None else f" ({sd:.{digits}f})")
+    return text + (f", {len(found)} of {len(every)} seeds" if len(found) < len(every) else "")
+
+
+def each(values: Iterable[float], digits: int = 3) -> str:
+    """The value of every seed, in the order of the seeds."""
+    return "  ".join(f"{v:.{digits}f}" if v == v else MISSING for v in map(float, values))
+
+
+def difference(values: Iterable[float], paper: float | None, digits: int = 3) -> str:
+    """Our mean minus the paper's value; a dash where either is missing."""
+    found = [value for value in map(float, values) if value == value]
+    if not found or paper is None:
+        return "–"
+    return f"{mean_sd(found)[0] - paper:+.{digits}f}"
+
+
+def published_text(rows: pd.DataFrame, digits: int = 3) -> str:
+    """A published value with its SD, or a dash."""
+    if rows.empty:
+        return "–"
+    row = rows.iloc[0]
+    return f"{row.value:.{digits}f}" + ("" if row.sd != row.sd else f" ({row.sd:.{digits}f})")
+
+
+def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str = "",
+             metric: str = "") -> pd.DataFrame:
+    """Table 1 for one task (t2i, i2t): rows (variant, what), columns Quad1-4, their mean, center.
+
+    Without decoding and metric: what the paper counts. Its numbers stand beside ours where they are
+    comparable: the same decoding and metric on held-out combinations. Text->image also gets the two
+    ceilings: what the same metric gives for real images and for their reconstructions.
+    """
+    decoding, metric = decoding or _PAPER[task][0], metric or _PAPER[task][1]
+    where = {"split": split, "metric": metric}
+    ours = by_case(table, task=task, decoding=decoding, **where)
+    comparable = split == "test" and (decoding, metric) == _PAPER[task]
+    theirs = published(1) if comparable else published(1)[:0]
+    ceilings = {name: by_case(table, task=task_name, **where)
+                for name, task_name in (("ceiling: reconstructions", "ceiling-reconstruction"),
+                                        ("ceiling: real images", "ceiling-real"))
+                if task == "t2i"}
+    lines = {}
+    for variant in ours.index.unique("variant"):
+        values = ours.loc[variant]
+        lines[variant, "ours"] = [spread(values[c]) for c in ours]
+        if len(values) > 1:
+            lines[variant, "each seed"] = [each(values[c]) for c in ours]
+        own = select(theirs, variant=variant, task=task)
+        if comparable:
+            mean = pd.DataFrame({"value": [own.value.mean()], "sd": [math.nan]})
+            paper = {c: mean if c == "mean" else select(own, case=c) for c in ours}
+            lines[variant, "paper"] = [published_text(rows) for rows in paper.values()]
+            lines[variant, "ours − paper"] = [
+                difference(values[c], float(rows.value.iloc[0]) if len(rows) else None)
+                for c, rows in paper.items()]
+        for name, ceiling in ceilings.items():
+            lines[variant, name] = [spread(ceiling.loc[variant][c]) for c in ours]
+    heads = [c.capitalize() for c in QUADS] + ["mean of Quad1–4", "center"]
+    return _table(lines, heads)
+
+
+def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 2: text->image digit accuracy in Quad1 after the full and a third of the scenes."""
+    rows = {size: by_case(table, split="test", size=size) for size in ("full", "third")}
+    theirs, lines = published(2), {}
+    for variant in rows["full"].index.unique("variant"):
+        full, third = (rows[size].loc[variant]["quad1"] for size in rows)
+        paper = [select(theirs, variant=variant, size=size) for size in rows]
+        drop = [float(rows.value.iloc[0]) for rows in paper]
+        lines[variant, "ours"] = [spread(full), spread(third), spread(full - third)]
+        if len(full) > 1:
+            lines[variant, "each seed"] = [each(full), each(third), each(full - third)]
+        lines[variant, "paper"] = [*map(published_text, paper), f"{drop[0] - drop[1]:.3f}"]
+        lines[variant, "ours − paper"] = [
+            difference(values, value) for values, value in
+            ((full, drop[0]), (third, drop[1]), (full - third, drop[0] - drop[1]))]
+    scenes = {size: select(table, size=size).training_scenes.iloc[0] for size in rows}
+    return _table(lines, [f"full: {scenes['full']:,} scenes", f"third: {scenes['third']:,} scenes",
+                          "difference"])
+
+
+def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Table 3: codes used, perplexity, L1 and perceptual distance per source and variant.
+
+    The perceptual distances compare only when ours is LPIPS-VGG like the paper's. Items that the
+    paper did not use stand beside its MNIST numbers.
+    """
+    theirs, lines = published(3), {}
+    for (source, variant), rows in select(table, split=split).groupby(["source", "variant"],
+                                                                     sort=False):
+        ours = {m: select(rows, metric=m).value for m in _DIGITS}
+        same = source if source in set(theirs.source) else "mnist"
+        paper = {m: select(theirs, source=same, variant=variant, metric=m) for m in _DIGITS}
+        lines[source, variant, "ours"] = [spread(ours[m], _DIGITS[m]) for m in _DIGITS]
+        if rows.seed.nunique() > 1:
+            lines[source, variant, "each seed"] = [each(ours[m], _DIGITS[m]) for m in _DIGITS]
+        name = "paper" if same == source else f"paper, {same}"
+        lines[source, variant, name] = [published_text(paper[m], _DIGITS[m]) for m in _DIGITS]
+        lpips = set(rows.perceptual) == {"lpips-vgg"}
+        lines[source, variant, "ours − paper"] = [
+            difference(ours[m], float(paper[m].value.iloc[0])
+                       if len(paper[m]) and (m != "perceptual" or lpips) else None, _DIGITS[m])
+            for m in _DIGITS]
+    ours = "/".join(dict.fromkeys(table.perceptual))
+    heads = [_HEADS.get(m, m) + (f" ({ours}; paper lpips-vgg)" if m == "perceptual" else "")
+             for m in _DIGITS]
+    return _table(lines, heads)
+
+
+def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
+    """Equation 2: one metric of the four measures, over all and over foreground cells."""
+    rows, lines = select(table, task="measure", metric=metric), {}
+    for (source, variant), found in rows.groupby(["source", "variant"], sort=False):
+        lines[source, variant] = [spread(select(found, case=case, cells=kind).value)
+                                  for kind in CELLS for case in MEASURES]
+    return _table(lines, [f"{case}, {kind}" for kind in CELLS for case in MEASURES])
+
+
+def caption(study: Study, table: pd.DataFrame) -> str:
+    """What stands over every table: preset, size beside the paper's, overrides, classifier."""
+    s, full = study.settings, presets.paper()
+    parts = [f"preset {study.preset}"]
+    if study.preset != "paper" or study.overrides:
+        parts.append("scaled down: " + ", ".join((
+            f"{s.data.train:,} of the paper's {full.data.train:,} training scenes",
+            f"{s.stage1.steps * s.stage1.batch:,} of {full.stage1.steps * full.stage1.batch:,} "
+            "Stage-1 images",
+            f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
+            "Stage-2 sequences")))
+    parts += [f"{name} = {value}" for name, value in study.overrides.items()]
+    seeds = ", ".join(map(str, study.seeds))
+    parts.append(f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}")
+    known = table.dropna(subset="classifier_accuracy").drop_duplicates("source")
+    parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
+              for row in known.itertuples()]
+    return "; ".join(parts)
+
+
+def show(view: pd.DataFrame, title: str, name: str) -> Styler:
+    """The view with its caption, for display; `name` keeps the HTML the same on every run."""
+    bold = [what == "ours" for *_, what in view.index] if view.index.nlevels > 1 else []
+    style = view.style.set_uuid(name).set_caption(title)
+    if any(bold):
+        style = style.apply(lambda column: ["font-weight: bold" if b else "" for b in bold])
+    return style.map(lambda text: "color: #B00020" if text.startswith(MISSING) else "")
+
+
+def _table(lines: dict[tuple[str, ...], list[str]], heads: list[str]) -> pd.DataFrame:
+    names = ["source", "variant", "of"] if lines and len(next(iter(lines))) == 3 else None
+    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else None
+    return pd.DataFrame(list(lines.values()), index=index, columns=heads)
+
+
+def state(study: Study) -> pd.DataFrame:
+    """Every cell of the study: evaluated, ready for it, or which notebook to run first."""
+    rows = []
+    for cell in tables.cells(study):
+        done, lacks = cell.run().done, cell.lacks()
+        s = cell.settings
+        rows.append({
+            "variant": s.variant, "seed": s.seed, "source": s.data.source, "run": cell.kind,
+            "scenes": cell.size,
+            "state": "evaluated" if done else f"missing: run {lacks}" if lacks else "ready",
+        })
+    return pd.DataFrame(rows)
