@@ -8,8 +8,12 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 wanted() { echo "$root"; cat "$root/requirements.txt" "$root/pyproject.toml"; }
 if [ -z "${TEVQ_PYTHON:-}" ] && ! wanted | cmp -s - "$root/.venv/installed.txt"; then
+  if ! "$python" -m pip --version >/dev/null 2>&1; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+      { echo "python3 is older than 3.10; make .venv with a newer one: python3.12 -m venv .venv" >&2; exit 2; }
+    python3 -m venv --clear "$root/.venv"
+  fi
   echo "installing into .venv (once; a few minutes) ..." >&2
-  "$python" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear "$root/.venv"
   (cd "$root" && "$python" -m pip install --quiet --requirement requirements.txt)
   wanted >"$root/.venv/installed.txt"
 fi

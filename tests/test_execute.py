@@ -46,14 +46,15 @@ def test_a_kernel_that_does_not_start_is_tried_again(monkeypatch, tmp_path, caps
 
 
 def test_real_notebooks_good_and_bad(tmp_path, folder, capsys):
-    """01 is executed and rendered; 02 sets a name that is no parameter and fails on its own."""
+    """01 is rendered; 02 sets a name that is no parameter; the kernel of 05 dies."""
     write_notebook(folder, "01_dataset", "print(settings := study.settings.preset, 'is in')")
     path = folder / "02_aliasing.ipynb"
     path.write_text(path.read_text().replace("preset = 'smoke'", "preset = 'smoke'\\nprset = 1"))
-    words = ["--notebooks", "01,02", "--variants", "te", "--results", str(tmp_path / "results")]
+    write_notebook(folder, "05_evaluation", "import os\nos.kill(os.getpid(), 9)")
+    words = ["--notebooks", "01,02,05", "--variants", "te", "--results", str(tmp_path / "results")]
     assert main(words, folder) == 1
     said = capsys.readouterr().out
-    assert "1 done, 0 unchanged, 1 failed" in said
+    assert "1 done, 0 unchanged, 2 failed" in said and "05_evaluation: the kernel died" in said
     assert "failed: 02_aliasing: In [3]: SettingsError: unknown parameter of 02_aliasing" in said
     home = tmp_path / "results/smoke"
     assert not list(home.glob("notebooks/02*")) and (home / "logs/02_aliasing.ipynb").exists()

@@ -27,7 +27,7 @@ def test_digits_are_all_of_scikit_learns_enlarged_once(digits):
     made = torch.cat([digits["train"].images, digits["test"].images]).double()
     nearest = torch.cdist(made.flatten(1), expected.flatten(1)).argmin(1)
     assert sorted(nearest.tolist()) == list(range(1797))  # train and test share nothing
-    assert (made - expected[nearest]).abs().max() <= 1  # whole-number against floating rounding
+    assert (made - expected[nearest]).abs().max() <= 0.5 + 1e-6  # rounded, not cut
     labels = torch.cat([digits["train"].labels, digits["test"].labels])
     assert labels.tolist() == load_digits().target[nearest].tolist()
 

@@ -69,6 +69,8 @@ class Claim(NamedTuple):
             return ""
         if self.interval is None:
             return "one seed: no interval"
+        if self.limit is not None:
+            return f"limit {self.limit:.3f}, interval {text(self.interval)}"
         return "interval includes 0" if 0.0 in self.interval else "interval excludes 0"
 
 
@@ -137,7 +139,7 @@ def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
         "ours": "–" if c.estimate is None else f"{c.estimate:+.3f}",
         "our interval": text(c.interval), "paper": "no number" if c.paper is None
         else f"{c.paper:+.3f}", "paper's interval": text(c.paper_interval),
-        "verdict": c.verdict, "note": "; ".join(filter(None, (c.certainty, c.undecided if c.values else "")))}
+        "verdict": c.verdict, "note": "; ".join(filter(None, (c.certainty, c.undecided)))}
         for c in claims])
 
 
@@ -162,7 +164,8 @@ def _smaller_gain(table1: pd.DataFrame) -> Claim:
     parts = [(weight, _published(task, variant)) for task, variant, weight in (
         ("t2i", "te", 1.0), ("t2i", "sc", -1.0), ("i2t", "te", -1.0), ("i2t", "sc", 1.0))]
     return Claim("the gain of te over sc is larger in text→image than in image→text", "4.2",
-                 tuple((gains[0] - gains[1]).dropna()), *contrast(parts), _unlearned(table1, "t2i", ("sc", "te"))
+                 tuple((gains[0] - gains[1]).dropna()), *contrast(parts),
+                 _unlearned(table1, "t2i", ("sc", "te"))
                  or _unlearned(table1, "i2t", ("sc", "te")))
 
 
@@ -243,7 +246,7 @@ def _unlearned(table1: pd.DataFrame, task: str, variants: Sequence[str]) -> str:
     seen = {v: matrix.loc[v][list(QUADS[1:])].mean(axis=None) for v in variants
             if v in matrix.index.unique("variant")}
     low = [f"{v} {value:.2f}" for v, value in seen.items() if value < LEARNED]
-    return f"seen Quad2–4 accuracy below {LEARNED}: {', '.join(low)}" if low else ""
+    return f"accuracy on seen Quad2–4 below {LEARNED}: {', '.join(low)}" if low else ""
 
 
 def _published(task: str, variant: str) -> Group:

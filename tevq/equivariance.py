@@ -104,7 +104,7 @@ def encode(model: Any, x: torch.Tensor) -> Encoded:
     features = model.encode(x.contiguous(memory_format=torch.channels_last)).float()
     bright = (x.amax(1) > -1 + 1e-3).float()  # (B, 64, 64)
     ink = torch.nn.functional.max_pool2d(bright[:, None], model.stride)[:, 0] > 0
-    return Encoded(features, model.quantizer(features).codes, ink)
+    return Encoded(features, model.quantizer.nearest(features), ink)
 
 
 class Probe:

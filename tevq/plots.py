@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 
 # Okabe and Ito's colours, told apart with every common colour blindness; markers and dashes repeat
 # the distinction without colour
@@ -156,20 +157,30 @@ def differing(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray) -> np.
 
 def code_map(axis: Axes, codes: torch.Tensor | np.ndarray, K: int, title: str = "",
              marked: np.ndarray | Sequence = (), numbers: bool = False) -> None:
-    """Codes (h, w) as coloured cells; cells in `marked` (n, 2) get a cross and a dark frame.
+    """Codes (h, w) as coloured cells; cells in `marked` (n, 2) are crossed out and framed.
 
-    The marks carry the label "differs", so that a test can read them back.
+    The frames carry the label "differs", so that a test can read them back.
     """
     codes = np.asarray(codes)
     axis.imshow(codes, cmap=code_colours(K), vmin=0, vmax=K - 1)
     bare(axis, title)
     for row, column in np.asarray(marked).reshape(-1, 2):
         axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black",
-                                 linewidth=1.6, label="differs"))
-        axis.plot([column], [row], "x", color="black", markersize=5, markeredgewidth=1.4)
+                                 linewidth=2, label="differs"))
+        for slope in (-0.5, 0.5):
+            axis.plot([column - 0.5, column + 0.5], [row - slope, row + slope], color="black",
+                      linewidth=1)
     if numbers:
+        outline = [Stroke(linewidth=2.5, foreground="white"), Normal()]
         for (row, column), code in np.ndenumerate(codes):
-            axis.text(column, row, str(code), ha="center", va="center", fontsize=6)
+            axis.text(column, row, str(code), ha="center", va="center", fontsize=8,
+                      path_effects=outline)
+
+
+def code_image(codes: torch.Tensor | np.ndarray, K: int) -> torch.Tensor:
+    """Codes (h, w) in the colours of `code_map`, as an image (3, h, w) in [-1, 1]."""
+    colours = code_colours(K)(np.asarray(codes))[..., :3]  # (h, w, 3)
+    return torch.from_numpy(colours).permute(2, 0, 1) * 2 - 1
 
 
 def wrap(text: str, width: int = 22) -> str:

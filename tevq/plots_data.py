@@ -45,8 +45,12 @@ def layout(images: Sequence[torch.Tensor], titles: Sequence[str]) -> Figure:
         axis.add_patch(Rectangle((column, row), ITEM_SIZE, ITEM_SIZE, fill=not center,
                                  facecolor="#DCE9F5", edgecolor="#D55E00" if center else "#0072B2",
                                  linestyle="--" if center else "-", linewidth=1.8))
-        axis.text(column + ITEM_SIZE / 2, row + ITEM_SIZE / 2, wrap(PLACES[place], 6), fontsize=10,
-                  ha="center", va="center", color="#D55E00" if center else "black")
+        x, y = (column + 1 if column < CELL else column + ITEM_SIZE - 1,
+                row + 5 if row < CELL else row + ITEM_SIZE - 2)
+        side = "left" if column < CELL else "right"
+        if center:
+            x, y, side = IMAGE_SIZE / 2, IMAGE_SIZE / 2 - 2, "center"
+        axis.text(x, y, PLACES[place], fontsize=9, ha=side, color="#D55E00" if center else "black")
     for axis, image, title in zip(axes[0, 1:], images, titles, strict=True):
         show(axis, image, title)
     return figure
@@ -108,22 +112,10 @@ def _quadrant(axis: Axes, place: int, names: Sequence[str], rule, counts) -> Non
 @styled
 def one_scene(image: torch.Tensor, captions: Sequence[str], title: str = "") -> Figure:
     """A scene (3, 64, 64) beside some captions of it."""
-    figure, axes = new(1, 2, 10, 3.0, width_ratios=[1, 2.6])
+    figure, axes = new(1, 2, 11, 3.4, width_ratios=[1, 2.2])
     show(axes[0, 0], image, title)
     axes[0, 1].set_axis_off()
     lines = [wrap(f"{number}.  {text}", 76) for number, text in enumerate(captions, 1)]
     axes[0, 1].text(0, 0.5, "\n\n".join(lines), va="center", fontsize=11.5,
                     transform=axes[0, 1].transAxes)
-    return figure
-
-
-@styled
-def case_bars(counts: dict[str, dict[str, int]]) -> Figure:
-    """Scenes per case in every split: {split: {case: count}}, each split on its own scale."""
-    figure, axes = new(1, len(counts), 12, 2.4)
-    for axis, (split, cases) in zip(axes[0], counts.items(), strict=True):
-        axis.bar(list(cases), list(cases.values()), color="#0072B2")
-        axis.set_title(split)
-        axis.tick_params(axis="x", rotation=45)
-    axes[0, 0].set_ylabel("scenes")
     return figure

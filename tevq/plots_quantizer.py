@@ -24,6 +24,7 @@ from tevq.plots import (
     line_of,
     missing,
     new,
+    pixels,
     show,
     styled,
 )
@@ -63,8 +64,9 @@ def _samples(axis: Axes, before: np.ndarray, after: np.ndarray, stride: int, shi
     axis.plot(kept, before[kept], "o-", color=SERIES[0], label="samples")
     # sample k of the shifted signal shows pixel k - shift of the unshifted one
     axis.plot(kept - shift, after[kept], "s--", color=SERIES[1], label=f"after {shift} px")
-    axis.set(title=name, xlabel="pixel of the item", ylabel="brightness", xlim=(0, len(before)))
-    axis.legend(loc="upper right", fontsize=10)
+    axis.set(title=f"Every {stride}nd pixel, {name}" if stride == 2 else name,
+             xlabel="pixel of the item", ylabel="brightness", xlim=(0, len(before)))
+    axis.legend(loc="upper left", fontsize=10)
 
 
 @styled
@@ -85,10 +87,11 @@ def toy_cells(codes: dict[str, np.ndarray], z1: np.ndarray, z2: np.ndarray) -> F
         axis.plot(*np.stack([z1, z2]).T, "-", color="black", linewidth=1.2)
         for word, z, color in (("$z_1$", z1, SERIES[0]), ("$z_2$", z2, SERIES[1])):
             axis.plot(*z, "o", color=color, markersize=9, zorder=5)
-            axis.annotate(word, z, (7, 6 if word == "$z_1$" else -14), color=color, fontsize=14,
-                          textcoords="offset points")
+            axis.annotate(word, z, (9, -8) if color == SERIES[0] else (-8, 9), color=color,
+                          fontsize=14, textcoords="offset points")
         axis.set(xticks=[], yticks=[], xlim=(-edge, edge), ylim=(-edge, edge))
-        axis.set_title(f"{name}: {'the same code' if same else 'two codes'}", loc="center")
+        fate = "$z_1$, $z_2$ get the same code" if same else "$z_1$, $z_2$ get two codes"
+        axis.set_title(f"{name}: {fate}", loc="center")
     return figure
 
 
@@ -123,13 +126,14 @@ def sweep(rows: dict[str, list[dict]], stride: int, images: Sequence[torch.Tenso
     rows: variant -> rows of `equivariance.sweep`; images: scenes (3, 64, 64), evenly spread over
     the shifts; absent: variants that have no quantizer yet.
     """
-    figure = Figure(figsize=(11, 9.2), layout="constrained")
-    strip, below = figure.subfigures(2, 1, height_ratios=[1, 5.2])
-    for axis, image in zip(np.ravel(strip.subplots(1, max(len(images), 1))), images, strict=False):
-        show(axis, image)
-    strip.suptitle("An item moves to the right; do its features and its codes move with it?",
-                   x=0.01, ha="left")
-    axes = below.subplots(2, 1, sharex=True)
+    figure, axes = new(3, 1, 11, 9.6, "An item moves to the right; do its features and its codes "
+                       "move with it?", sharex=True, height_ratios=[0.78, 1, 1])
+    strip, *axes = axes[:, 0]
+    strip.set(ylim=(0, 1))
+    strip.set_axis_off()
+    for shift, image in zip(np.linspace(0, 16, len(images)), images, strict=True):
+        strip.imshow(pixels(image), extent=(shift - 1.6, shift + 1.6, 0, 1), aspect="auto",
+                     clip_on=False)
     for axis, key, title in (
         (axes[0], "feature_error", "Features before quantization: change $\\epsilon$ relative to "
                                    "their size (0 = moves along exactly)"),
@@ -139,13 +143,14 @@ def sweep(rows: dict[str, list[dict]], stride: int, images: Sequence[torch.Tenso
         _sweep_lines(axis, rows, key, cells)
         for shift in range(0, 17, stride):
             axis.axvline(shift, color="#BBBBBB", linewidth=1, zorder=0)
-        axis.set(title=title, xlim=(-0.3, 17.2), xticks=range(17))
+        axis.set(title=title, xlim=(-1.7, 17.7), xticks=range(17))
     axes[0].set(ylabel="feature error $\\epsilon$")
     axes[1].set(ylabel="code agreement", ylim=(-0.03, 1.06),
                 xlabel=f"shift [px]; grey lines: whole steps of the code grid ({stride} px)")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.07), ncols=5, fontsize=10.5)
     if absent:
-        axes[0].text(0.01, 0.95, f"missing, not trained yet: {', '.join(absent)}", color=GREY,
-                     va="top", transform=axes[0].transAxes)
+        figure.text(0.01, -0.01, f"missing, not trained yet: {', '.join(absent)}", va="top",
+                    color=GREY)
     return figure
 
 
@@ -220,7 +225,7 @@ def margins(found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figu
         axis.loglog([low, high], [low, high], color="black", linewidth=1)
         axis.set(xlim=(low, high), ylim=(low, high), xlabel="noise $|\\epsilon|$ of a cell")
         axis.set_title(NAMES_OF[variant], color=COLOURS_OF[variant], fontweight="bold")
-        axis.legend(loc="lower right", markerscale=1.8)
+        axis.legend(loc="lower left", markerscale=1.8)
         axis.text(0.04, 0.95, "safe: noise < margin", va="top", transform=axis.transAxes)
     axes[0, 0].set_ylabel("margin: distance to the border\nof the code's cell")
     return figure

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tevq.plots import COLOURS_OF, GREY, MARKERS_OF, NAMES_OF, label_ends, missing, new, stamp, styled
+from tevq.plots import COLOURS_OF, GREY, MARKERS_OF, NAMES_OF, label_ends, missing, new, styled
 from tevq.study import Study
 from tevq.tables import MEASURES, QUADS, by_case, published, select
 
@@ -39,8 +39,7 @@ def accuracy(table1: pd.DataFrame, study: Study) -> Figure:
         axis.set(ylim=(0, 1.04), ylabel="digit accuracy", title=TITLES[task])
         axis.set_xticks(range(len(CASES_SHOWN)), [c.capitalize() for c in CASES_SHOWN])
         axis.grid(axis="y")
-    _legend(figure, study.variants, ("seed", "mean", "paper", "ceiling", "chance"))
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.variants, ("seed", "mean", "paper", "ceiling", "chance"))
 
 
 @styled
@@ -56,8 +55,7 @@ def seen_gap(table1: pd.DataFrame, study: Study) -> Figure:
         axis.set(title=TITLES[task], ylim=(0, 1.04))
         axis.grid(axis="y")
     axes[0, 0].set_ylabel("digit accuracy, mean of Quad1–4")
-    _legend(figure, study.variants, ("seed",))
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.variants, ("seed",))
 
 
 @styled
@@ -71,13 +69,12 @@ def equivariance(table: pd.DataFrame, study: Study) -> Figure:
         matrix = rows.pivot(index=["variant", "seed"], columns="case", values="value")
         groups(axis, matrix.reindex(columns=list(MEASURES)), study.variants)
         axis.set(ylim=(min(0, axis.get_ylim()[0]), 1.04), title=f"{cells} cells",
-                 ylabel="kappa (1 = same codes, 0 = chance)")
+                 ylabel="kappa\n1 same codes, 0 chance")
         axis.set_xticks(range(len(MEASURES)), [
             "official\n16, 32 px", "grid\nmultiples of the stride", "subgrid\n1 … stride − 1 px",
             "context\nother items appear"])
         axis.grid(axis="y")
-    _legend(figure, study.variants, ("seed", "mean"))
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.variants, ("seed", "mean"))
 
 
 @styled
@@ -100,8 +97,7 @@ def accuracy_against_equivariance(table1: pd.DataFrame, table: pd.DataFrame, stu
         axis.set(title=measure, xlabel="kappa, foreground cells")
         axis.grid()
     axes[0, 0].set_ylabel("text → image digit accuracy\nheld out, mean of Quad1–4")
-    _legend(figure, study.variants, ())
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.variants, ())
 
 
 @styled
@@ -123,8 +119,7 @@ def sample_efficiency(table2: pd.DataFrame, study: Study) -> Figure:
         axes[0, 0].text(0.5, 0.5, "runs on a third are missing", ha="center", color=GREY,
                         transform=axes[0, 0].transAxes)
     axes[0, 0].set_ylabel("digit accuracy")
-    _legend(figure, study.compared, ("seed",))
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.compared, ("seed",))
 
 
 @styled
@@ -146,8 +141,7 @@ def quantizers(table3: pd.DataFrame, study: Study) -> Figure:
         axis.set_xticks(range(len(sources)), [s if s == t else f"{s}\n(paper: {t})" for s, t in
                                               zip(sources, same, strict=True)])
         axis.grid(axis="y")
-    _legend(figure, study.compared, ("seed", "mean", "paper"))
-    return stamp(figure, _of(study))
+    return legend(figure, study, study.compared, ("seed", "mean", "paper"))
 
 
 def groups(axis: Axes, matrix: pd.DataFrame, variants: Sequence[str],
@@ -163,7 +157,7 @@ def groups(axis: Axes, matrix: pd.DataFrame, variants: Sequence[str],
             if values.empty:
                 axis.plot(spot, 0.0, "x", color=GREY, markersize=5, clip_on=False)
                 continue
-            near = np.linspace(-0.02, 0.02, len(values)) if len(values) > 1 else [0.0]
+            near = np.linspace(-0.03, 0.03, len(values)) if len(values) > 1 else [0.0]
             axis.hlines(values.mean(), spot - 0.06, spot + 0.06, color=COLOURS_OF[variant],
                         linewidth=4 if variant == "te" else 3)
             axis.plot(spot + np.asarray(near), values, MARKERS_OF[variant], linestyle="none",
@@ -205,8 +199,9 @@ def _slopes(axis: Axes, both: Sequence[pd.Series], variants: Sequence[str]) -> N
     label_ends(axis, ends)
 
 
-def _legend(figure: Figure, variants: Sequence[str], extra: Sequence[str]) -> None:
-    """Variants and marks, to the right of or under the panels."""
+def legend(figure: Figure, study: Study, variants: Sequence[str], extra: Sequence[str] = ()
+           ) -> Figure:
+    """Variants and marks under the panels, and what the figure was made from."""
     marks = {
         "seed": Line2D([], [], color=GREY, marker="o", linestyle="none", label="one seed"),
         "mean": Line2D([], [], color=GREY, linewidth=4, label="mean over seeds"),
@@ -217,15 +212,18 @@ def _legend(figure: Figure, variants: Sequence[str], extra: Sequence[str]) -> No
     }
     handles = [Line2D([], [], color=COLOURS_OF[v], marker=MARKERS_OF[v], linestyle="none",
                       markersize=9, label=NAMES_OF[v]) for v in variants]
-    figure.legend(handles=handles + [marks[name] for name in extra], loc="outside lower center",
-                  ncols=3)
+    found = figure.legend(handles=handles + [marks[name] for name in extra], ncols=3,
+                          loc="outside lower center", title=of_study(study), title_fontsize=10)
+    found.get_title().set_color(GREY)
+    return figure
 
 
 def _value(rows: pd.DataFrame) -> float:
     return float(rows.value.iloc[0]) if len(rows) else np.nan
 
 
-def _of(study: Study) -> str:
+def of_study(study: Study) -> str:
+    """Preset, items and seeds, as figures say it."""
     seeds = ", ".join(map(str, study.seeds))
     return (f"preset {study.preset} · {study.settings.data.source} · "
             f"{'seeds' if len(study.seeds) > 1 else 'seed'} {seeds}")

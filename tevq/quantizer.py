@@ -48,6 +48,11 @@ class Quantizer(nn.Module):
         super().__init__()
         self.codebook = nn.Parameter(torch.empty(K, D).uniform_(-1 / K, 1 / K))
 
+    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, D, h, w) -> codes (B, h, w) alone."""
+        vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
+        return nearest_codes(vectors, self.codebook).view(z.shape[0], *z.shape[2:])
+
     def forward(self, z: torch.Tensor) -> Quantized:
         """z (B, D, h, w) -> Quantized. Both losses are means over all B D h w elements.
 

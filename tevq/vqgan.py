@@ -126,7 +126,7 @@ class VQGAN(nn.Module):
 
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> codes (B, h, w)."""
-        return self.quantizer(self.encode(x)).codes
+        return self.quantizer.nearest(self.encode(x))
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """Quantized features (B, D, h, w) -> images, not clamped."""
