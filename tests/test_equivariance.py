@@ -15,7 +15,7 @@ STRIDE = 4
 
 
 class PatchEncoder:
-    """Features are the cell's own pixels: equivariant at multiples of the stride, by construction."""
+    """Features are the cell's own pixels: equivariant at multiples of the stride."""
 
     stride = STRIDE
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tevq import graph, notebook, presets, selftest, webpage
+from tevq import graph, notebook, presets, selftest, tidy, webpage
 from tevq.settings import SettingsError
+from tevq.tidy import CHECKED
 
-CHECKED = "nbval-check-output"  # cells that may keep their output, which nbval then compares
 KNOWN_TAGS = {"parameters", CHECKED}
 LONGEST, MOST = 40, 60  # lines of a code cell, cells
 PATH = re.compile(r"(?<![\w.:/])/(?:work|tmp|home|root|Users|mnt|content)/|[A-Z]:\\\\")
@@ -52,7 +52,7 @@ def _problems_of(cell: dict[str, Any]) -> list[str]:
     if CHECKED in tags:
         # nbval fails on outputs without a count, and compares nothing without outputs
         if not cell["outputs"] or cell["execution_count"] is None:
-            found.append("nothing to check")
+            found.append("no output to compare (run python -m tevq.tidy)")
         if any(output["output_type"] != "stream" for output in cell["outputs"]):
             found.append("only printed text can be checked")
     elif cell["outputs"] or cell["execution_count"] is not None:
@@ -113,7 +113,7 @@ def test_planted_faults_are_found():
         "parameters are": _change(2, metadata={}),
         "notebook.start is not called": _change(3, source="1"),
         "outputs not stripped": _change(3, execution_count=3),
-        "nothing to check": _change(4, execution_count=None),
+        "no output to compare (run python -m tevq.tidy)": _change(4, execution_count=None),
         "only printed text": _change(4, outputs=[picture]),
         "unknown tag": _change(4, metadata={"tags": ["nbval-check"]}),
         "metadata": lambda book: book["metadata"].update(papermill={}),
@@ -121,6 +121,22 @@ def test_planted_faults_are_found():
         book = copy.deepcopy(good())
         plant(book)
         assert any(says in problem for problem in problems(book, "01_dataset")), says
+
+
+def test_tidy_strips_and_keeps_what_is_checked(tmp_path: Path):
+    executed = good()
+    executed["cells"][3] |= {"execution_count": 9, "metadata": {"papermill": {}}}
+    stored = copy.deepcopy(executed)
+    stored["cells"][4] |= {"outputs": [], "execution_count": None}
+    stored["metadata"]["papermill"] = {}
+    assert problems(stored, "01_dataset")
+    assert tidy.tidy(stored, executed) == []
+    (tmp_path / "01_dataset.ipynb").write_text(json.dumps(stored))
+    again = graph.read(tmp_path, "01_dataset")
+    assert problems(again, "01_dataset") == []
+    assert again["cells"][4]["outputs"][0]["text"] == ["10 classes\n"]
+    executed["cells"][4]["source"] = "print(11)"
+    assert tidy.tidy(again, executed) == ['print("10 classes")']
 
 
 def test_tiny_settings_are_allowed_for_every_variant():

@@ -49,7 +49,7 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def save_tree(folder: Path, stem: str, tree: Any) -> Path:
-    """Saves nested dictionaries and lists of tensors and plain values as `<stem>.<sha>.safetensors`.
+    """Saves nested dictionaries, lists, tensors and plain values as `<stem>.<sha>.safetensors`.
 
     Dictionary keys may be strings or whole numbers (as in optimizer states).
     """

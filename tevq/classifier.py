@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         self.colour_head = nn.Linear(4 * w, colours)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], any H and W >= 4 -> features at 1, 1/2, 1/4 of the size."""
+        """Images (B, 3, H, W) in [-1, 1], H and W >= 4 -> features at 1, 1/2, 1/4 of the size."""
         found = []
         for stage in self.stages:
             x = stage(x)

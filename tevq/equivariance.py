@@ -55,8 +55,8 @@ class Agreement:
     def rows(self, **labels: Any) -> list[dict[str, Any]]:
         """For all and for foreground cells: `agreement`, `kappa`, `feature_error`, `n` cells.
 
-        `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None when
-        chance agreement is 1, that is, when one code covers everything (a collapsed codebook).
+        `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None
+        when chance agreement is 1: one code covers everything (a collapsed codebook).
         """
         rows = []
         for cells, n in self.seen.items():
@@ -202,7 +202,7 @@ def pool(parts: list[Agreement]) -> Agreement:
 
 
 def measure(model: Any, probe: Probe) -> list[dict[str, Any]]:
-    """All four measures as rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
+    """All four measures: rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
     s = model.stride
     grid = pool(list(compare_shifts(model, probe, grid_shifts(s)).values()))
     subgrid = pool(list(compare_shifts(model, probe, subgrid_shifts(s)).values()))

@@ -27,7 +27,7 @@ from tevq.stage1 import reconstruct
 
 SPLITS = ("test", "test_seen")
 EXAMPLES_PER_CASE = 4  # the first of every case: fixed, not the best
-PROBE_ITEMS = 100  # items drawn for the equivariance measures
+PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
 
 
 def evaluate_quantizer(settings: Settings, results=None) -> Run:
@@ -44,7 +44,8 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
             judge, where = _begin(run, settings, results)
             found = [_reconstruction(settings, judge, split) for split in SPLITS]
             items = load_items(settings.data.source, "test")
-            probe = equivariance.Probe(items, PROBE_ITEMS, settings.data.seed, where.device)
+            count = min(PROBE_ITEMS, settings.data.test // 5)
+            probe = equivariance.Probe(items, count, settings.data.seed, where.device)
             run.finish({
                 "rows": [row for rows, _ in found for row in rows],
                 "reconstruction": [line for _, line in found],

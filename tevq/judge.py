@@ -1,4 +1,4 @@
-"""Judging a generator: paints captions, describes images, and has both scored (sections 4.1, 4.2)."""
+"""Judging a generator: it paints captions and describes images (sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 

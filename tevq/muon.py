@@ -1,7 +1,7 @@
 """Muon: momentum whose matrix updates are made orthogonal (K. Jordan, 2024).
 
 Every singular value of an update becomes about one, so rare directions are learned as fast as
-common ones; the generator binds captions to places after about half the sequences AdamW needs.
+common ones: the generator binds captions to places in fewer sequences than with AdamW.
 For the weight matrices inside the blocks; embeddings, heads and gains stay with AdamW.
 """
 
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
     Updates are scaled by sqrt(rows / columns) where that exceeds 1. Weight decay is decoupled.
     """
 
-    def __init__(self, parameters, lr: float = 0.02, momentum: float = 0.95, weight_decay=0.0):
+    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95, weight_decay=0.0):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ CASE_COLOURS = {"quad1": "#9ECAE1", "quad2": "#4F9BCB", "quad3": "#1F6CB0", "qua
                 "center": "#E69F00"}
 INK = {"white": "#888888", "red": "#D62728", "green": "#2CA02C", "blue": "#1F5FD0"}  # on paper
 GREY = "#666666"
+OUTLINE = [Stroke(linewidth=2.5, foreground="white"), Normal()]  # of text on any colour
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # lines that are no variants
 STYLE = {
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 15,
@@ -44,6 +45,7 @@ STYLE = {
 }
 styled = rc_context(STYLE)  # a decorator, too
 WIDTH = 10.0  # inches of a full-width figure
+FEW = 12  # points of a line that are marked one by one
 
 
 def new(rows: int = 1, columns: int = 1, width: float = WIDTH, height: float = 4.0,
@@ -126,7 +128,7 @@ def image_rows(rows: dict[str, Sequence[torch.Tensor]], titles: Sequence[str] = 
                title: str = "", size: float = 1.2) -> Figure:
     """One labelled row of images per entry, columns aligned; `titles` stand over the columns."""
     count = max(len(images) for images in rows.values())
-    figure, axes = new(len(rows), count, size * count + 1.2, (size + 0.1) * len(rows) + 0.7, title)
+    figure, axes = new(len(rows), count, size * count + 1.2, size * len(rows) + 0.35, title)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis in line[len(images):]:
             axis.set_axis_off()
@@ -171,10 +173,9 @@ def code_map(axis: Axes, codes: torch.Tensor | np.ndarray, K: int, title: str = 
             axis.plot([column - 0.5, column + 0.5], [row - slope, row + slope], color="black",
                       linewidth=1)
     if numbers:
-        outline = [Stroke(linewidth=2.5, foreground="white"), Normal()]
         for (row, column), code in np.ndenumerate(codes):
             axis.text(column, row, str(code), ha="center", va="center", fontsize=8,
-                      path_effects=outline)
+                      path_effects=OUTLINE)
 
 
 def code_image(codes: torch.Tensor | np.ndarray, K: int) -> torch.Tensor:
@@ -204,6 +205,7 @@ def curves(rows: Sequence[dict], panels: Sequence[tuple[str, str, dict[str, str]
     for axis in axes.flat[len(panels):]:
         axis.set_axis_off()
     for axis, (name, unit, keys) in zip(axes.flat, panels, strict=False):
+        first = axis is axes[0, 0]
         found = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                  for key in keys}
         if not any(found.values()):
@@ -212,13 +214,15 @@ def curves(rows: Sequence[dict], panels: Sequence[tuple[str, str, dict[str, str]
         for number, (key, points) in enumerate(found.items()):
             if points:
                 axis.plot(*zip(*points, strict=True), label=keys[key], color=SERIES[number],
-                          linestyle=("-", "--", ":")[number % 3])
+                          linestyle=("-", "--", ":")[number % 3],
+                          marker="o" if len(points) < FEW else None, markersize=4)
         if mark and mark[0] <= rows[-1]["step"]:
-            axis.axvline(mark[0], color=GREY, linestyle=":", linewidth=1.2, label=mark[1])
+            axis.axvline(mark[0], color=GREY, linestyle=":", linewidth=1.2,
+                         label=mark[1] if first else None)
         axis.set(title=name, xlabel="step", ylabel=unit)
         axis.grid(True)
-        if len(keys) > 1 or mark:
-            axis.legend()
+        if len(keys) > 1 or (first and mark):
+            axis.legend(fontsize=10)
     return figure
 
 

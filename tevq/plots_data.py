@@ -102,7 +102,7 @@ def _quadrant(axis: Axes, place: int, names: Sequence[str], rule, counts) -> Non
             if held:
                 axis.add_patch(Rectangle(
                     (label - 0.46, colour - 0.42), 0.92, 0.84, fill=False, edgecolor="black",
-                    linewidth=3, label=HELD_OUT_MARK, gid=f"{label} {colour} {place}"))
+                    linewidth=3, label=HELD_OUT_MARK))
             text = "" if counts is None else f"{counts[colour, label]:,}"
             axis.text(label, colour, text or ("no" if held else ""), ha="center", va="center",
                       fontsize=9, color="white" if held else "black",

@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 
 from tevq import stage2
 from tevq.plots import COLOURS_OF, label_ends, missing, new, styled
+from tevq.plots_generator import binding
 from tevq.plots_results import legend
 from tevq.runs import open_run
 from tevq.study import Study
 from tevq.tables import QUADS
-
-LEARNED = 0.5  # accuracy of Quad2-4 at which binding counts as learned
 
 
 def health(study: Study) -> pd.DataFrame:
@@ -39,7 +38,8 @@ def norms(study: Study) -> Figure:
     """Code lengths (used, unused), codes in use, and equation 5's penalty over training."""
     figure, axes = new(1, 3, height=4.6, title="What happens to the codes while Stage 1 learns")
     found = health(study)
-    panels = ("codes used\nbetween two log lines", "mean length of a code\nsolid used, dotted unused",
+    panels = ("codes used\nbetween two log lines",
+              "mean length of a code\nsolid used, dotted unused",
               "penalty of equation 5\nwithout λ")
     for axis, title in zip(axes[0], panels, strict=True):
         axis.set(title=title, xlabel="Stage-1 step")
@@ -73,14 +73,17 @@ def learning(study: Study, task: str = "t2i") -> pd.DataFrame:
 
 
 def transitions(curves: pd.DataFrame) -> pd.DataFrame:
-    """Sequences at which each run first reaches LEARNED on the mean of Quad2-4; NaN if never."""
+    """Sequences at which each run passes its binding transition (`plots_generator.binding`).
+
+    Columns variant, seed, split, sequences (NaN: not passed), of (all sequences seen), last
+    (accuracy of Quad2-4 at the end).
+    """
     rows = []
     for (variant, seed, split), run in curves.groupby(["variant", "seed", "split"], sort=False):
-        bound = run[list(QUADS[1:])].mean(axis=1)
-        passed = run.sequences[bound >= LEARNED]
+        passed = binding(run.sequences.to_numpy(), {case: run[case].to_numpy() for case in QUADS})
         rows.append({"variant": variant, "seed": seed, "split": split,
-                     "sequences": passed.iloc[0] if len(passed) else np.nan,
-                     "of": run.sequences.max(), "last": bound.iloc[-1]})
+                     "sequences": np.nan if passed is None else passed,
+                     "of": run.sequences.max(), "last": run[list(QUADS[1:])].iloc[-1].mean()})
     return pd.DataFrame(rows)
 
 
@@ -88,7 +91,7 @@ def transitions(curves: pd.DataFrame) -> pd.DataFrame:
 def curves(study: Study) -> Figure:
     """Validation accuracy against sequences seen: Quad1, and the mean of Quad2-4."""
     figure, axes = new(1, 2, height=4.6, sharey=True,
-                       title="Learning curves: text → image, validation; solid held out, dotted seen")
+                       title="Learning curves, text → image (solid held out, dotted seen)")
     found = learning(study)
     for axis, (title, cases) in zip(axes[0], (("Quad1", QUADS[:1]),
                                               ("mean of Quad2–4: binding", QUADS[1:])),

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from tevq.plots import CASE_COLOURS, GREY, code_colours, missing, new, show, styled, wrap
+from tevq.plots import CASE_COLOURS, GREY, OUTLINE, code_colours, missing, new, show, styled, wrap
 
 SHOWN_WORDS, SHOWN_CODES = 9, 9  # tokens that are drawn of each block
 BOUND = 0.5  # Quad2-4 accuracy from which the binding transition counts as reached
@@ -50,7 +50,8 @@ def _token(axis: Axes, x: float, token, K: int) -> None:
     colour = code_colours(K)(int(token)) if is_code else ("none" if token == "…" else "#EEF3F8")
     axis.add_patch(FancyBboxPatch((x + 0.06, 0.1), 0.88, 0.8, boxstyle="round,pad=0.02",
                                   facecolor=colour, edgecolor="none" if token == "…" else GREY))
-    axis.text(x + 0.5, 0.5, str(token), ha="center", va="center", fontsize=11)
+    axis.text(x + 0.5, 0.5, str(token), ha="center", va="center", fontsize=11,
+              path_effects=OUTLINE if is_code else None)
 
 
 @styled
@@ -102,7 +103,8 @@ def learning_curves(found: dict[str, tuple[np.ndarray, dict]], title: str = "") 
             axis.plot(sequences, values, "o-" if case != "center" else "s--", label=case,
                       color=CASE_COLOURS[case], markersize=5)
         axis.axhline(0.1, color=GREY, linestyle=":", linewidth=1.4)
-        axis.text(sequences[-1], 0.1, "chance", va="bottom", ha="right", color=GREY, fontsize=10)
+        axis.annotate("chance", (1, 0.1), (4, 0), xycoords=("axes fraction", "data"), color=GREY,
+                      textcoords="offset points", va="center", fontsize=10)
         at = binding(sequences, cases)
         if at is not None:
             axis.axvline(at, color=GREY, linestyle="--", linewidth=1.4)

@@ -147,7 +147,8 @@ def sweep(rows: dict[str, list[dict]], stride: int, images: Sequence[torch.Tenso
     axes[0].set(ylabel="feature error $\\epsilon$")
     axes[1].set(ylabel="code agreement", ylim=(-0.03, 1.06),
                 xlabel=f"shift [px]; grey lines: whole steps of the code grid ({stride} px)")
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.07), ncols=5, fontsize=10.5)
+    if rows:
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.07), ncols=5, fontsize=10.5)
     if absent:
         figure.text(0.01, -0.01, f"missing, not trained yet: {', '.join(absent)}", va="top",
                     color=GREY)
@@ -241,9 +242,8 @@ def code_usage(counts: np.ndarray, title: str = "") -> Figure:
              edgecolor="white", linewidth=0.3)
     axis.axvspan(used + 0.5, len(order) + 0.5, color="#EFEFEF")
     if used < len(order):
-        axis.text((used + len(order) + 1) / 2, 0.5, f"{len(order) - used} of {len(order)} codes\n"
-                  "never chosen", ha="center", va="center", color=GREY,
-                  transform=axis.get_xaxis_transform())
+        axis.text(len(order), 0.95, f"{len(order) - used} of {len(order)} codes never chosen",
+                  ha="right", va="top", color=GREY, transform=axis.get_xaxis_transform())
     axis.set(yscale="log", xlabel="codes, most frequent first", ylabel="share of cells",
              xlim=(0.5, len(order) + 0.5))
     return figure

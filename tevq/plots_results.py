@@ -12,11 +12,10 @@ from matplotlib.lines import Line2D
 
 from tevq.plots import COLOURS_OF, GREY, MARKERS_OF, NAMES_OF, label_ends, missing, new, styled
 from tevq.study import Study
-from tevq.tables import MEASURES, QUADS, by_case, published, select
+from tevq.tables import AS_PUBLISHED, MEASURES, QUADS, by_case, published, select
 
-SHOWN = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # as the paper counts
 TITLES = {"t2i": "text → image", "i2t": "image → text"}
-CASES_SHOWN = (*QUADS, "center")
+CASES_DRAWN = (*QUADS, "center")
 CHANCE = 0.1
 _ACROSS = 0.8  # of the space of a group that its variants fill
 
@@ -26,18 +25,18 @@ def accuracy(table1: pd.DataFrame, study: Study) -> Figure:
     """Table 1 as dots: held-out combinations, per case and variant, with the paper and ceilings."""
     figure, axes = new(2, 1, height=8.2, sharex=True,
                        title="Digit accuracy on held-out combinations (Table 1)")
-    for axis, (task, (decoding, metric)) in zip(axes[:, 0], SHOWN.items(), strict=True):
+    for axis, (task, (decoding, metric)) in zip(axes[:, 0], AS_PUBLISHED.items(), strict=True):
         ours = by_case(table1, task=task, split="test", decoding=decoding, metric=metric)
         theirs = select(published(1), task=task)
-        paper = {v: [_value(select(theirs, variant=v, case=c)) for c in CASES_SHOWN]
+        paper = {v: [_value(select(theirs, variant=v, case=c)) for c in CASES_DRAWN]
                  for v in study.variants}
-        groups(axis, ours[list(CASES_SHOWN)], study.variants, paper)
+        groups(axis, ours[list(CASES_DRAWN)], study.variants, paper)
         if task == "t2i":
             ceiling = by_case(table1, task="ceiling-reconstruction", split="test", metric=metric)
-            _ceilings(axis, ceiling[list(CASES_SHOWN)], study.variants)
+            _ceilings(axis, ceiling[list(CASES_DRAWN)], study.variants)
         axis.axhline(CHANCE, color=GREY, linewidth=1, linestyle=":")
         axis.set(ylim=(0, 1.04), ylabel="digit accuracy", title=TITLES[task])
-        axis.set_xticks(range(len(CASES_SHOWN)), [c.capitalize() for c in CASES_SHOWN])
+        axis.set_xticks(range(len(CASES_DRAWN)), [c.capitalize() for c in CASES_DRAWN])
         axis.grid(axis="y")
     return legend(figure, study, study.variants, ("seed", "mean", "paper", "ceiling", "chance"))
 
@@ -47,7 +46,7 @@ def seen_gap(table1: pd.DataFrame, study: Study) -> Figure:
     """Seen against held-out combinations, mean over Quad1-4: one line a run."""
     figure, axes = new(1, 2, height=4.6, sharey=True,
                        title="What is lost on combinations never seen in training")
-    for axis, (task, (decoding, metric)) in zip(axes[0], SHOWN.items(), strict=True):
+    for axis, (task, (decoding, metric)) in zip(axes[0], AS_PUBLISHED.items(), strict=True):
         both = [by_case(table1, task=task, split=split, decoding=decoding, metric=metric)["mean"]
                 for split in ("test_seen", "test")]
         _slopes(axis, both, study.variants)
@@ -84,7 +83,7 @@ def accuracy_against_equivariance(table1: pd.DataFrame, table: pd.DataFrame, stu
     measures = MEASURES[1:]
     figure, axes = new(1, 3, height=4.4, sharey=True,
                        title="Does an equivariant quantizer go with a better generator?")
-    decoding, metric = SHOWN["t2i"]
+    decoding, metric = AS_PUBLISHED["t2i"]
     y = by_case(table1, task="t2i", split="test", decoding=decoding, metric=metric)["mean"]
     for axis, measure in zip(axes[0], measures, strict=True):
         rows = select(table, task="measure", metric="kappa", cells="foreground", case=measure,

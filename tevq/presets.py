@@ -38,12 +38,13 @@ def smoke() -> Settings:
     """
     return Settings(
         preset="smoke",
-        data=Data(source="digits", train=5_000, val=100, test=200),
-        classifier=Classifier(width=16, steps=400),
-        stage1=Stage1(channels=8, codes=64, code_dim=64, warmup_steps=50, steps=300, batch=16,
-                      disc_start=250, disc_channels=8, disc_layers=2, decay=True),
-        stage2=Stage2(dim=64, depth=2, heads=2, head_dim=32, steps=120, batch=16, warmup_steps=20,
-                      probe_every=60, probe_scenes=20),
+        data=Data(source="digits", train=1_500, val=100, test=200),
+        classifier=Classifier(width=8, steps=300, batch=64),
+        stage1=Stage1(channels=8, decoder_blocks=1, codes=64, code_dim=64, warmup_steps=50,
+                      steps=240, batch=8, disc_start=200, disc_channels=8, disc_layers=2,
+                      decay=True),
+        stage2=Stage2(dim=64, depth=2, heads=2, head_dim=32, steps=100, batch=16, warmup_steps=20,
+                      probe_every=50, probe_scenes=20),
         evaluation=Evaluation(scenes=60),
     )
 
@@ -55,7 +56,7 @@ def laptop() -> Settings:
         data=Data(source="mnist", train=100_000, val=1_000, test=1_500),
         classifier=Classifier(width=24, steps=4_000, batch=100),
         stage1=Stage1(channels=16, decoder_blocks=1, steps=1_200, decay=True),
-        stage2=Stage2(steps=5_000, batch=32),
+        stage2=Stage2(steps=3_600, batch=32, warmup_steps=150, probe_every=600),
     )
 
 

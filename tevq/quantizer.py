@@ -80,8 +80,8 @@ def codebook_health(codebook: torch.Tensor, counts: torch.Tensor) -> dict[str, f
     """Use of the codes and shape of the codebook.
 
     `counts` (K,): how often each code was chosen. `codes_used` counts codes chosen at least once,
-    `perplexity` is exp of the entropy of their frequencies, norms are Euclidean, `max_cosine` is the
-    largest |cosine| between two codes and `max_cosine_used` between two codes in use.
+    `perplexity` is exp of the entropy of their frequencies, norms are Euclidean, `max_cosine` is
+    the largest |cosine| between two codes and `max_cosine_used` between two codes in use.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     entropy = -(share * share.clamp(min=1e-300).log()).sum()

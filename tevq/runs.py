@@ -1,7 +1,7 @@
 """Run folders: one per training or evaluation, named by its settings.
 
-`results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON object
-a line), `summary.json` (only when finished) and `state/` (checkpoints and weights, not committed).
+`results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON
+object a line), `summary.json` (when finished) and `state/` (checkpoints, weights; not committed).
 """
 
 from __future__ import annotations

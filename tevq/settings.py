@@ -103,7 +103,7 @@ class Stage2:
     steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns
     batch: int = option(32, low=1)
     optimizer: str = option("muon", choices=("muon", "adam"))  # muon: for the blocks' matrices
-    muon_lr: float = option(0.02, low=1e-7, high=1.0)
+    muon_lr: float = option(0.01, low=1e-7, high=1.0)
     lr: float = option(3e-3, low=1e-7, high=1.0)
     beta2: float = option(0.95, low=0.0, high=0.99999)
     warmup_steps: int = option(100, low=0)

@@ -31,6 +31,7 @@ PAPER = machine.ROOT / "results" / "paper.csv"
 QUADS = CASES[:4]
 WHOLE = {"n", "correct", "codes_used"}  # columns of counts, empty where a cell is missing
 FIRST = ["preset", "variant", "seed", "task", "case", "metric", "value", "n"]
+AS_PUBLISHED = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # Table 1 counts
 MEASURES = ("official", "grid", "subgrid", "context")
 CELLS = ("all", "foreground")
 _WEIGHTS = {"quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}

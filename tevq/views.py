@@ -14,10 +14,9 @@ from pandas.io.formats.style import Styler
 from tevq import presets, tables
 from tevq.stats import mean_sd
 from tevq.study import Study
-from tevq.tables import CELLS, MEASURES, QUADS, by_case, published, select
+from tevq.tables import AS_PUBLISHED, CELLS, MEASURES, QUADS, by_case, published, select
 
 MISSING = "missing"
-_PAPER = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # as published
 _DIGITS = {"codes_used": 1, "perplexity": 1, "l1": 4, "perceptual": 4}
 _HEADS = {"codes_used": "codes used", "l1": "L1 in [0, 1]", "perceptual": "perceptual distance"}
 
@@ -62,10 +61,10 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
     comparable: the same decoding and metric on held-out combinations. Text->image also gets the two
     ceilings: what the same metric gives for real images and for their reconstructions.
     """
-    decoding, metric = decoding or _PAPER[task][0], metric or _PAPER[task][1]
+    decoding, metric = decoding or AS_PUBLISHED[task][0], metric or AS_PUBLISHED[task][1]
     where = {"split": split, "metric": metric}
     ours = by_case(table, task=task, decoding=decoding, **where)
-    comparable = split == "test" and (decoding, metric) == _PAPER[task]
+    comparable = split == "test" and (decoding, metric) == AS_PUBLISHED[task]
     theirs = published(1) if comparable else published(1)[:0]
     ceilings = {name: by_case(table, task=task_name, **where)
                 for name, task_name in (("ceiling: reconstructions", "ceiling-reconstruction"),
@@ -89,6 +88,20 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
             lines[variant, name] = [spread(ceiling.loc[variant][c]) for c in ours]
     heads = [c.capitalize() for c in QUADS] + ["mean of Quad1–4", "center"]
     return _table(lines, heads)
+
+
+def metrics(table: pd.DataFrame, task: str, decoding: str) -> pd.DataFrame:
+    """Every metric of one task on both splits: mean over Quad1-4, rows (variant, split)."""
+    rows = select(table, task=task, decoding=decoding)
+    names, lines = list(dict.fromkeys(rows.metric)), {}
+    for variant in dict.fromkeys(rows.variant):
+        for split, text in (("test", "held out"), ("test_seen", "seen")):
+            part = select(rows, variant=variant, split=split)
+            part = part[part.case.isin(QUADS)]
+            lines[variant, text] = [
+                spread(select(part, metric=m).groupby("seed").value.apply(
+                    lambda values: values.mean(skipna=False))) for m in names]
+    return _table(lines, names)
 
 
 def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
@@ -166,6 +179,17 @@ def caption(study: Study, table: pd.DataFrame) -> str:
     parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
               for row in known.itertuples()]
     return "; ".join(parts)
+
+
+def differences(study: Study) -> pd.DataFrame:
+    """Settings of this study that differ from preset `paper`: name, here, paper."""
+    s = study.settings
+    here, paper = s.as_dict(), presets.load("paper", s.variant, s.seed).as_dict()
+    return pd.DataFrame([
+        {"setting": f"{group}.{name}", "here": value, "paper": paper[group][name]}
+        for group, values in here.items() if isinstance(values, dict)
+        for name, value in values.items() if value != paper[group][name]],
+        columns=["setting", "here", "paper"])
 
 
 def show(view: pd.DataFrame, title: str, name: str) -> Styler:
