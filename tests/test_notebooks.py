@@ -64,6 +64,8 @@ def _parameter_problems(book: dict[str, Any], name: str) -> list[str]:
     source = graph.parameters_cell(book)["source"]
     found = [f"parameter without a comment: {line}" for line in source.splitlines()
              if "=" in line and "#" not in line]
+    # papermill overlooks a parameter whose line has a second one
+    found += [f"= in a comment: {line}" for line in source.splitlines() if line.count("=") > 1]
     if list(graph.parameters_of(book).items()) != list(graph.NOTEBOOKS[name].items()):
         found.append(f"parameters are {graph.parameters_of(book)}, not {graph.NOTEBOOKS[name]}")
     return found
@@ -110,6 +112,7 @@ def test_planted_faults_are_found():
         "an embedded picture": _change(0, source="![](data:image/png;base64,AA)"),
         "not notebook.SETUP": _change(1, source="import tevq"),
         "without a comment": _change(2, source='preset = "smoke"\noverrides = ""  # a'),
+        "= in a comment": _change(2, source='preset = "smoke"  # as in a=b'),
         "parameters are": _change(2, metadata={}),
         "notebook.start is not called": _change(3, source="1"),
         "outputs not stripped": _change(3, execution_count=3),

@@ -233,11 +233,16 @@ def explore(draw: Callable[..., Figure], **choices: Any) -> None:
     a web page or an executed copy shows no widget.
     """
     from IPython.display import Image, display
-    from ipywidgets import interact
+    from ipywidgets import interactive
 
     def redraw(**values: Any) -> None:
         picture = io.BytesIO()
         draw(**values).savefig(picture, dpi=90, bbox_inches="tight")
         display(Image(picture.getvalue()))
 
-    interact(redraw, **choices)
+    widget = interactive(redraw, **choices)
+    if not hasattr(widget, "_repr_mimebundle_"):  # ipywidgets 7 (Colab) shows itself
+        display(widget)
+        return
+    bundle = widget._repr_mimebundle_()
+    display(bundle | {"text/plain": "(sliders, in a running notebook)"}, raw=True)

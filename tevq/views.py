@@ -194,11 +194,14 @@ def differences(study: Study) -> pd.DataFrame:
 
 def show(view: pd.DataFrame, title: str, name: str) -> Styler:
     """The view with its caption, for display; `name` keeps the HTML the same on every run."""
-    bold = [what == "ours" for *_, what in view.index] if view.index.nlevels > 1 else []
-    style = view.style.set_uuid(name).set_caption(title)
-    if any(bold):
-        style = style.apply(lambda column: ["font-weight: bold" if b else "" for b in bold])
-    return style.map(lambda text: "color: #B00020" if text.startswith(MISSING) else "")
+    bold = [isinstance(row, tuple) and row[-1] == "ours" for row in view.index]
+
+    def look(column: pd.Series) -> list[str]:
+        return ["color: #B00020" if str(text).startswith(MISSING) else
+                "font-weight: bold" if ours else ""
+                for text, ours in zip(column, bold, strict=True)]
+
+    return view.style.apply(look).set_uuid(name).set_caption(title)
 
 
 def _table(lines: dict[tuple[str, ...], list[str]], heads: list[str]) -> pd.DataFrame:

@@ -1,0 +1,324 @@
+"""Tables from finished, missing and mixed runs; wide views; verdicts; figures of them."""
+
+from __future__ import annotations
+
+import json
+
+import fake_runs
+import numpy as np
+import pandas as pd
+import pytest
+
+from tevq import claims, plots_discussion, plots_examples, plots_results, tables, views
+from tevq.captions import Clause
+from tevq.claims import Claim
+from tevq.settings import SettingsError
+from tevq.stats import Interval
+from tevq.study import choose
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two seeds, three variants, MNIST; cb lacks seed 1, the runs on a third lack altogether."""
+    found = choose("laptop", "cb,sc,te", "0,1", "", "", str(tmp_path_factory.mktemp("results")))
+    fake_runs.finish(found, without=("evaluation/mnist-cb-s1", "p33"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(study):
+    return tables.build(study)
+
+
+# ---------------------------------------------------------------------------------- long format
+
+
+def test_columns_and_complete_rows(built):
+    for name, table in built.items():
+        assert list(table.columns[:8]) == ["preset", "variant", "seed", "task", "case", "metric",
+                                           "value", "n"], name
+        keys = [c for c in ("run", "task", "split", "decoding", "case", "metric", "cells")
+                if c in table]
+        assert not table.duplicated(keys).any(), name
+    # 3 variants x 2 seeds x 2 splits x (2 ceilings + t2i: 24, two decodings of i2t: 35 each)
+    assert len(built["table1"]) == 3 * 2 * 2 * (3 * 24 + 2 * 35)
+
+
+def test_values_are_those_of_the_runs(study, built):
+    run = tables.Cell(study.cell("te", 1), "evaluation", "full", study.results).run()
+    rows = {(r["split"], r["task"], r["decoding"], r["case"], r["metric"]): r
+            for r in run.summary()["rows"]}
+    found = tables.select(built["table1"], run=run.name)
+    assert len(found) == len(rows)
+    for row in found.itertuples():
+        source = rows[row.split, row.task, row.decoding, row.case, row.metric]
+        assert (row.value, row.n, row.correct) == (source["value"], source["n"], source["correct"])
+        assert row.classifier_accuracy == 0.996 and row.state == "done"
+
+
+def test_missing_cells_stay_with_an_empty_value(built):
+    gone = tables.select(built["table1"], variant="cb", seed=1, task="t2i")
+    assert len(gone) == 48 and gone.value.isna().all() and gone.n.isna().all()
+    assert set(gone.state) == {"missing"}
+    third = tables.select(built["table2"], size="third")
+    assert len(third) and third.value.isna().all()
+    assert tables.select(built["table2"], size="full").value.notna().all()
+
+
+def test_another_config_is_another_cell(study):
+    other = choose("laptop", "sc,te", "0", "", "stage2.lr=1e-4", study.results)
+    found = tables.build(other)["table1"]
+    of_stage2 = found.task.isin(("t2i", "i2t"))
+    assert found[of_stage2].value.isna().all()  # other generators: nothing is borrowed
+    assert found[~of_stage2].value.notna().all()  # the same quantizers
+
+
+def test_written_tables_read_back(study, built):
+    paths = tables.write(study, built)
+    assert {p.name for p in paths} == {f"{n}.csv" for n in ("table1", "table2", "table3",
+                                                            "equivariance")}
+    for name, table in built.items():
+        back = tables.read(study, name)
+        assert list(back.columns) == list(table.columns)
+        np.testing.assert_allclose(back.value, table.value, rtol=1e-5, equal_nan=True)
+        assert (back.run == table.run).all() and back.n.equals(table.n)
+    first = paths[0].read_bytes()
+    tables.write(study, tables.build(study))
+    assert paths[0].read_bytes() == first  # the same runs give the same file
+    assert b"/" not in first.replace(b"evaluation/", b"").replace(b"quantizer/", b"")
+
+
+def test_reading_what_is_not_there(tmp_path):
+    with pytest.raises(SettingsError, match="run notebook 05 first"):
+        tables.read(choose("smoke", results=str(tmp_path)), "table1")
+
+
+def test_one_direction_expects_one_direction(tmp_path):
+    one = choose("smoke", "te", "0", "", "stage2.directions=i2t", str(tmp_path))
+    found = tables.build(one)
+    assert set(found["table1"].task) == {"ceiling-real", "ceiling-reconstruction", "i2t"}
+    assert found["table2"].empty
+
+
+def test_sources_of_table_3(built, tmp_path):
+    assert list(dict.fromkeys(built["table3"].source)) == ["mnist", "fashion"]
+    digits = tables.build(choose("smoke", "sc,te", "0", results=str(tmp_path)))
+    assert set(digits["table3"].source) == {"digits"}
+    none = tables.build(choose("smoke", "mb", "0", results=str(tmp_path)))
+    assert none["table3"].empty and len(none["table1"])
+
+
+def test_what_a_cell_lacks(tmp_path):
+    study = choose("smoke", "te", "3", results=str(tmp_path))
+    every = {(c.kind, c.size): c for c in tables.cells(study)}
+    assert every["quantizer", "full"].lacks() == "notebook 03 for te, seed 3, digits"
+    for kind in ("classifier", "stage1"):
+        run = every["quantizer", "full"].run(kind)
+        run.folder.mkdir(parents=True)
+        run.finish({}, {"a": 1})
+    assert every["quantizer", "full"].lacks() == ""
+    assert every["evaluation", "full"].lacks() == "notebook 04 for te, seed 3, digits"
+    assert every["evaluation", "third"].lacks().endswith("on a third of the scenes")
+    state = views.state(study).set_index(["run", "scenes"]).state
+    assert state["quantizer", "full"] == "ready"
+
+
+# ---------------------------------------------------------------------------------- matrices, views
+
+
+def test_by_case(built):
+    where = {"task": "t2i", "split": "test", "metric": "digit"}
+    matrix = tables.by_case(built["table1"], **where)
+    assert list(matrix.columns) == ["quad1", "quad2", "quad3", "quad4", "mean", "center"]
+    assert matrix.loc["te", "mean"].tolist() == pytest.approx(
+        matrix.loc["te"][list(tables.QUADS)].mean(axis=1).tolist())
+    assert np.isnan(matrix.loc[("cb", 1), "mean"])
+    with pytest.raises(ValueError, match="several values"):
+        tables.by_case(built["table1"], task="t2i", split="test")
+
+
+def test_published_numbers():
+    one = tables.published(1)
+    assert len(one) == 5 * 2 * 4 and one.sd.notna().all()
+    te = tables.select(one, variant="te", task="t2i", case="quad1").iloc[0]
+    assert (te.value, te.sd) == (0.931, 0.033)
+    assert tables.select(one, variant="sc", task="i2t").value.tolist() == [.786, .692, .595, .542]
+    two, three = tables.published(2), tables.published(3)
+    drops = two.set_index(["variant", "size"]).value
+    assert drops["sc", "full"] - drops["sc", "third"] == pytest.approx(0.073)
+    assert drops["te", "full"] - drops["te", "third"] == pytest.approx(0.012)
+    assert tables.select(three, metric="codes_used").value.tolist() == [252, 14, 250, 18]
+
+
+def test_accuracy_view(built):
+    view = views.accuracy(built["table1"], "t2i")
+    ours = tables.by_case(built["table1"], task="t2i", split="test", metric="digit").loc["te"]
+    mean, sd = ours.quad1.mean(), ours.quad1.std(ddof=1)
+    assert view.loc[("te", "ours"), "Quad1"] == f"{mean:.3f} ({sd:.3f})"
+    assert view.loc[("te", "paper"), "Quad1"] == "0.931 (0.033)"
+    assert view.loc[("te", "ours − paper"), "Quad1"] == f"{mean - 0.931:+.3f}"
+    assert view.loc[("te", "paper"), "center"] == "–"
+    assert view.loc[("cb", "ours"), "Quad1"].endswith(", 1 of 2 seeds")
+    assert view.loc[("cb", "each seed"), "Quad1"].endswith("missing")
+    assert view.loc[("sc", "ceiling: reconstructions"), "Quad1"] == "0.980 (0.000)"
+    greedy = views.accuracy(built["table1"], "i2t", decoding="greedy", metric="exact")
+    assert "paper" not in greedy.index.unique(1)  # the paper did not count that
+
+
+def test_other_views(study, built):
+    assert set(views.sample_efficiency(built["table2"]).iloc[:, 1]) >= {"missing", "0.919 (0.022)"}
+    three = views.reconstruction(built["table3"])
+    assert three.loc[("fashion", "te", "paper"), "codes used"] == "18.0"
+    assert three.loc[("mnist", "te", "ours"), "codes used"] == "20.0 (0.0)"
+    distance = three.columns[-1]
+    assert "classifier" in distance and three.loc[("mnist", "te", "ours − paper"), distance] == "–"
+    kappa = views.equivariance(built["equivariance"])
+    assert kappa.loc[("mnist", "te"), "official, all"] == "0.785 (0.007)"
+    every = views.metrics(built["table1"], "i2t", "greedy")
+    assert every.loc[("cb", "held out"), "exact"].endswith("1 of 2 seeds")
+    text = views.caption(study, built["table1"])
+    assert "scaled down" in text and "99.60%" in text and "seeds 0, 1" in text
+    html = views.show(views.accuracy(built["table1"], "t2i"), "a caption", "id").to_html()
+    assert "a caption" in html and "bold" in html
+    assert "stage1.steps" in set(views.differences(study).setting)
+
+
+# ---------------------------------------------------------------------------------- claims
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "undecided", "verdict", "certainty"),
+    [
+        ((0.1, 0.12), Interval(0.05, 0.2), "", "inside the paper's interval", "excludes 0"),
+        ((0.3, 0.31), Interval(0.05, 0.2), "", "same direction", "excludes 0"),
+        ((0.3, -0.1), None, "", "same direction", "includes 0"),
+        ((-0.02,), Interval(-0.1, 0.2), "", "not supported", "one seed: no interval"),
+        ((0.1,), None, "not learned", "undecided", "one seed"),
+        ((), None, "", "missing", ""),
+    ],
+)
+def test_verdict(values, interval, undecided, verdict, certainty):
+    claim = Claim("x", "4.1", values, 0.1, interval, undecided)
+    assert claim.verdict == verdict and certainty in claim.certainty
+
+
+def test_verdict_of_a_negative_and_of_a_limited_claim():
+    assert Claim("fewer", "5", (-200.0,), -238, None, sign=-1).verdict == "same direction"
+    assert Claim("fewer", "5", (3.0,), -238, None, sign=-1).verdict == "not supported"
+    assert Claim("little", "5", (0.2,), 0.06, None, limit=0.25).verdict == "same direction"
+    assert Claim("little", "5", (0.3,), 0.06, None, limit=0.25).verdict == "not supported"
+
+
+def test_claims_by_a_second_route(built):
+    every = {claim.text: claim for claim in claims.all_claims(built)}
+    first = every["text→image: te above sc, mean of Quad1–4"]
+    rows = tables.select(built["table1"], task="t2i", split="test", metric="digit")
+    rows = rows[rows.case != "center"]
+    means = {(v, s): float(tables.select(rows, variant=v, seed=s).value.mean())
+             for v in ("sc", "te") for s in (0, 1)}
+    assert first.values == pytest.approx([means["te", s] - means["sc", s] for s in (0, 1)])
+    assert first.paper == pytest.approx((0.119 + 0.107 + 0.1 + 0.107) / 4)
+    assert every["mnist: te uses fewer codes than sc"].values == (-200.0, -201.0)
+    third = next(claim for text, claim in every.items() if "third" in text)
+    assert third.verdict == "missing" and third.paper == pytest.approx(0.061)
+    kappa = next(claim for text, claim in every.items() if "subgrid" in text)
+    assert kappa.values == pytest.approx((0.22, 0.22)) and kappa.paper is None
+    assert len(claims.verdicts(list(every.values()))) == len(every)
+
+
+def test_generators_that_learned_nothing_are_undecided(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake_runs, "accuracy", lambda *_: 0.2)
+    study = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    fake_runs.finish(study)
+    first = claims.primary(tables.build(study)["table1"])
+    assert first.verdict == "undecided" and "sc 0." in first.undecided
+    assert first.certainty == "one seed: no interval"
+
+
+def test_family_and_bootstrap(study, built):
+    family = claims.family(built["table1"])
+    assert len(family) == 8 and (family["p sign-flip"] >= 0.5).all()  # two seeds
+    assert (family["p Holm"] >= family["p sign-flip"]).all()
+    interval = claims.bootstrap(study)
+    assert claims.primary(built["table1"]).estimate in interval
+    assert claims.bootstrap(choose("laptop", "sc,te", "0,5", results=study.results)) is None
+
+
+def test_scene_counts_give_the_table(study, built):
+    counts, case = tables.scene_counts(study, ("te",), "t2i_sampled_digit")
+    quad2 = case == "quad2"
+    share = counts["te"].correct[1, quad2].sum() / counts["te"].n[1, quad2].sum()
+    where = {"task": "t2i", "split": "test", "metric": "digit"}
+    assert share == tables.by_case(built["table1"], **where).loc[("te", 1), "quad2"]
+
+
+# ---------------------------------------------------------------------------------- figures
+
+
+def test_figures_draw_with_and_without_results(study, built, tmp_path):
+    empty = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    for which, parts in ((study, built), (empty, tables.build(empty))):
+        figures = [
+            plots_results.accuracy(parts["table1"], which),
+            plots_results.seen_gap(parts["table1"], which),
+            plots_results.equivariance(parts["equivariance"], which),
+            plots_results.accuracy_against_equivariance(parts["table1"], parts["equivariance"],
+                                                        which),
+            plots_results.sample_efficiency(parts["table2"], which),
+            plots_results.quantizers(parts["table3"], which),
+            plots_discussion.norms(which), plots_discussion.curves(which),
+            plots_examples.text_to_image(empty), plots_examples.image_to_text(empty)]
+        for figure in figures:
+            figure.canvas.draw()
+
+
+def test_every_seed_is_a_point_of_the_accuracy_figure(study, built):
+    axis = plots_results.accuracy(built["table1"], study).axes[0]
+    drawn = np.concatenate([line.get_ydata() for line in axis.lines])
+    ours = tables.by_case(built["table1"], task="t2i", split="test", metric="digit")
+    for value in ours.drop(columns="mean").to_numpy().ravel():
+        assert np.isnan(value) or np.isclose(drawn, value).any()
+    paper = tables.select(tables.published(1), task="t2i")
+    shown = paper[paper.variant.isin(study.variants)].value
+    assert all(np.isclose(drawn, value).any() for value in shown)
+
+
+def test_clauses_of_a_caption_are_marked():
+    truth = [Clause(0, 0, 2), Clause(3, 3, 9)]
+    text = "the upper left is white two, and the lower right is red nine, also the two."
+    assert plots_examples.marked(text, truth, NUMBERS) == [
+        ("the upper left is white two", True), ("the lower right is red nine", False),
+        ("the two", False)]
+    twice = plots_examples.marked("white two at the top left, white two at the top left.", truth,
+                                  NUMBERS)
+    assert [right for _, right in twice] == [True, False]
+    assert plots_examples.marked("", truth, NUMBERS) == [("", False)]
+
+
+def test_transitions():
+    curves = pd.DataFrame({"variant": "te", "seed": 0, "split": "val", "sequences": [10, 20, 30],
+                           "quad1": 0.9, "quad2": [0.1, 0.6, 0.9], "quad3": [0.1, 0.5, 0.9],
+                           "quad4": [0.1, 0.4, 0.9], "center": 0.0})
+    assert plots_discussion.transitions(curves).sequences.tolist() == [20]
+    slow = curves.assign(quad2=0.2, quad3=0.2, quad4=0.2)
+    assert plots_discussion.transitions(slow).sequences.isna().all()
+
+
+def test_length_of_unused_codes(tmp_path):
+    study = choose("smoke", "te", "0", results=str(tmp_path))
+    run = tables.Cell(study.settings, "quantizer", "full", study.results).run("stage1")
+    run.folder.mkdir(parents=True)
+    lengths = np.r_[np.full(48, 5.0), np.full(16, 1.0)]  # K = 64: 16 short ones in use
+    run.log(20, codes_used=16, norm_mean=lengths.mean(), norm_used=1.0)
+    run.log(40, codes_used=64, norm_mean=2.0, norm_used=2.0)
+    found = plots_discussion.health(study).norm_unused
+    assert found[0] == pytest.approx(5.0) and np.isnan(found[1])
+
+
+def test_fakes_are_json(tmp_path):
+    study = choose("smoke", "te", "0", results=str(tmp_path))
+    fake_runs.finish(study)
+    for path in tmp_path.rglob("summary.json"):
+        assert json.loads(path.read_text())
