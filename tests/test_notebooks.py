@@ -169,7 +169,9 @@ def test_formulas_become_mathml_and_code_does_not():
     assert text.count("<math") == 2 and "`$y$`" in text and r"\$5" in text and "\n$z$\n" in text
     assert "_" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert "*" not in text  # either would start emphasis in Markdown
-    assert webpage.mathml(r"$\begin{nosuch}$") == r"$\begin{nosuch}$"
+    for unknown in (r"$\begin{nosuch}$", r"$\nosuch x$"):
+        assert webpage.mathml(unknown) == unknown
+    assert "\\" not in webpage.mathml(r"$\arg\min_j$")
 
 
 def test_source_on_display(capsys):

@@ -191,7 +191,7 @@ def test_other_views(study, built):
 @pytest.mark.parametrize(
     ("values", "interval", "undecided", "verdict", "certainty"),
     [
-        ((0.1, 0.12), Interval(0.05, 0.2), "", "inside the paper's interval", "excludes 0"),
+        ((0.1, 0.101), Interval(0.05, 0.2), "", "inside the paper's interval", "excludes 0"),
         ((0.3, 0.31), Interval(0.05, 0.2), "", "same direction", "excludes 0"),
         ((0.3, -0.1), None, "", "same direction", "includes 0"),
         ((-0.02,), Interval(-0.1, 0.2), "", "not supported", "one seed: no interval"),
@@ -257,9 +257,19 @@ def test_scene_counts_give_the_table(study, built):
 # ---------------------------------------------------------------------------------- figures
 
 
-def test_figures_draw_with_and_without_results(study, built, tmp_path):
+def test_everything_draws_with_and_without_results(study, built, tmp_path):
     empty = choose("smoke", "sc,te", "0", results=str(tmp_path))
-    for which, parts in ((study, built), (empty, tables.build(empty))):
+    alone = choose("smoke", "mb", "0", results=str(tmp_path))  # nothing to compare
+    half = choose("smoke", "sc,te", "0", "", "stage2.directions=i2t", str(tmp_path))
+    for which, parts in ((study, built), *((s, tables.build(s)) for s in (empty, alone, half))):
+        for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
+                     views.metrics(parts["table1"], "t2i", "sampled"),
+                     views.sample_efficiency(parts["table2"]),
+                     views.reconstruction(parts["table3"]),
+                     views.equivariance(parts["equivariance"])):
+            views.show(view, views.caption(which, parts["table1"]), "id").to_html()
+        claims.verdicts(claims.all_claims(parts))
+        claims.family(parts["table1"])
         figures = [
             plots_results.accuracy(parts["table1"], which),
             plots_results.seen_gap(parts["table1"], which),
@@ -310,9 +320,10 @@ def test_length_of_unused_codes(tmp_path):
     study = choose("smoke", "te", "0", results=str(tmp_path))
     run = tables.Cell(study.settings, "quantizer", "full", study.results).run("stage1")
     run.folder.mkdir(parents=True)
-    lengths = np.r_[np.full(48, 5.0), np.full(16, 1.0)]  # K = 64: 16 short ones in use
+    K = study.settings.stage1.codes
+    lengths = np.r_[np.full(K - 16, 5.0), np.full(16, 1.0)]  # 16 short ones are in use
     run.log(20, codes_used=16, norm_mean=lengths.mean(), norm_used=1.0)
-    run.log(40, codes_used=64, norm_mean=2.0, norm_used=2.0)
+    run.log(40, codes_used=K, norm_mean=2.0, norm_used=2.0)
     found = plots_discussion.health(study).norm_unused
     assert found[0] == pytest.approx(5.0) and np.isnan(found[1])
 

@@ -111,6 +111,7 @@ def learning_curves(found: dict[str, tuple[np.ndarray, dict]], title: str = "") 
             axis.text(at, 0.02, " binding reached", color=GREY, rotation=90, va="bottom",
                       ha="right", fontsize=10)
         axis.set(title=name, xlabel="training sequences seen", ylim=(-0.03, 1.03))
+        axis.locator_params(axis="x", nbins=5)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.grid(True)
     axes[0, 0].set_ylabel("digit accuracy")

@@ -20,7 +20,6 @@ from tevq.plots import (
     SERIES,
     code_map,
     differing,
-    label_ends,
     line_of,
     missing,
     new,
@@ -127,7 +126,7 @@ def sweep(rows: dict[str, list[dict]], stride: int, images: Sequence[torch.Tenso
     the shifts; absent: variants that have no quantizer yet.
     """
     figure, axes = new(3, 1, 11, 9.6, "An item moves to the right; do its features and its codes "
-                       "move with it?", sharex=True, height_ratios=[0.78, 1, 1])
+                       "move with it?", sharex=True, height_ratios=[0.56, 1, 1])
     strip, *axes = axes[:, 0]
     strip.set(ylim=(0, 1))
     strip.set_axis_off()
@@ -159,13 +158,10 @@ def _sweep_lines(axis: Axes, rows: dict[str, list[dict]], key: str, cells: str) 
     if not rows:
         missing(axis, NO_QUANTIZER)
         return
-    ends = {}
     for variant, found in rows.items():
         points = [(row["shift"], row[key]) for row in found if row["cells"] == cells]
         axis.plot(*zip(*points, strict=True), **line_of(variant))
-        ends[variant] = points[-1]
     axis.set_ylim(bottom=0 if key == "feature_error" else None)
-    label_ends(axis, ends)
 
 
 @styled
@@ -191,8 +187,8 @@ def measures(rows: dict[str, list[dict]], cells: str = "foreground") -> Figure:
             if row["kappa"] is None:
                 axis.text(x, 0.03, "collapsed", rotation=90, ha="center", color="white")
             else:
-                axis.plot(x, row["kappa"], "_", color="black", markersize=100 * width / 4,
-                          markeredgewidth=2.5)
+                axis.plot([x - 0.4 * width, x + 0.4 * width], [row["kappa"]] * 2, color="black",
+                          linewidth=2.5, solid_capstyle="butt")
     axis.plot([], [], "_", color="black", markersize=12, markeredgewidth=2.5,
               label="kappa: beyond chance")
     axis.set(xticks=range(len(MEASURES)), xticklabels=MEASURES.values(),

@@ -31,6 +31,8 @@ PAPER = machine.ROOT / "results" / "paper.csv"
 QUADS = CASES[:4]
 WHOLE = {"n", "correct", "codes_used"}  # columns of counts, empty where a cell is missing
 FIRST = ["preset", "variant", "seed", "task", "case", "metric", "value", "n"]
+REST = ["source", "size", "training_scenes", "stride", "classifier_accuracy", "perceptual", "run",
+        "state", "split", "decoding", "cells"]  # those of an empty table
 AS_PUBLISHED = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # Table 1 counts
 MEASURES = ("official", "grid", "subgrid", "context")
 CELLS = ("all", "foreground")
@@ -168,7 +170,7 @@ def scene_counts(study: Study, variants: Iterable[str], column: str, split: str 
 def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     if table.empty:  # no variant of this table was chosen
-        return pd.DataFrame(columns=[*FIRST, "source", "run", "state"])
+        return pd.DataFrame(columns=[*FIRST, *REST])
     table["value"] = table["value"].astype(float)
     for column in WHOLE & set(table):
         table[column] = table[column].astype("Int64")

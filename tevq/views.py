@@ -119,8 +119,8 @@ def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
         lines[variant, "ours − paper"] = [
             difference(values, value) for values, value in
             ((full, drop[0]), (third, drop[1]), (full - third, drop[0] - drop[1]))]
-    scenes = {size: select(table, size=size).training_scenes.iloc[0] for size in rows}
-    return _table(lines, [f"full: {scenes['full']:,} scenes", f"third: {scenes['third']:,} scenes",
+    scenes = {size: select(table, size=size).training_scenes.max() for size in rows}
+    return _table(lines, [*(f"{size}: {count:,} scenes" for size, count in scenes.items()),
                           "difference"])
 
 

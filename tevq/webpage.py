@@ -51,9 +51,12 @@ def _convert(match: re.Match) -> str:
     if match["code"]:
         return match["code"]
     display = "block" if match["block"] else "inline"
+    formula = (match["block"] or match["inline"]).strip().replace(r"\arg", r"\mathrm{arg}")
     try:
-        text = convert((match["block"] or match["inline"]).strip(), display=display)
+        text = convert(formula, display=display)
     except Exception:  # the converter raises many kinds; the source text is still readable
+        return match[0]
+    if "\\" in text:  # a command that it does not know
         return match[0]
     # these two would start emphasis in Markdown
     return text.replace("*", "&#42;").replace("_", "&#95;")
