@@ -22,9 +22,10 @@ from tevq.study import choose
 TINY: dict[str, Any] = {
     "data.train": 400, "data.val": 40, "data.test": 40,
     "classifier.steps": 60,
+    "stage1.stride": 8,  # 64 codes an image instead of 256
     "stage1.steps": 30, "stage1.warmup_steps": 10, "stage1.disc_start": 20, "stage1.batch": 8,
     "stage2.steps": 16, "stage2.batch": 8, "stage2.probe_every": 8, "stage2.probe_scenes": 8,
-    "evaluation.scenes": 16,
+    "evaluation.scenes": 10,
 }
 VARIANTS, SEED = "sc,te", 0
 
