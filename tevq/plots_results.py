@@ -38,7 +38,8 @@ def accuracy(table1: pd.DataFrame, study: Study) -> Figure:
         axis.set(ylim=(0, 1.04), ylabel="digit accuracy", title=TITLES[task])
         axis.set_xticks(range(len(CASES_DRAWN)), [c.capitalize() for c in CASES_DRAWN])
         axis.grid(axis="y")
-    return legend(figure, study, study.variants, ("seed", "mean", "paper", "ceiling", "chance"))
+    return legend(figure, study, study.variants,
+                  ("seed", "mean", "paper", "ceiling", "chance", "missing"))
 
 
 @styled
@@ -73,7 +74,7 @@ def equivariance(table: pd.DataFrame, study: Study) -> Figure:
             "official\n16, 32 px", "grid\nmultiples of the stride", "subgrid\n1 … stride − 1 px",
             "context\nother items appear"])
         axis.grid(axis="y")
-    return legend(figure, study, study.variants, ("seed", "mean"))
+    return legend(figure, study, study.variants, ("seed", "mean", "missing"))
 
 
 @styled
@@ -93,7 +94,8 @@ def accuracy_against_equivariance(table1: pd.DataFrame, table: pd.DataFrame, stu
             axis.plot(x.get((variant, seed), np.nan), y[variant, seed], MARKERS_OF[variant],
                       color=COLOURS_OF[variant], markersize=13 if variant == "te" else 9,
                       alpha=0.85)
-        axis.set(title=measure, xlabel="kappa, foreground cells")
+        axis.set(title=measure, xlabel="kappa, foreground cells", ylim=(0, 1.04),
+                 xlim=(np.nanmin([0, *x]), 1.04))
         axis.grid()
     axes[0, 0].set_ylabel("text → image digit accuracy\nheld out, mean of Quad1–4")
     return legend(figure, study, study.variants, ())
@@ -112,7 +114,8 @@ def sample_efficiency(table2: pd.DataFrame, study: Study) -> Figure:
                         markersize=9)
     for axis, title in zip(axes[0], ("ours", "paper"), strict=True):
         axis.set_xticks([0, 1], ["a third", "all"])
-        axis.set(title=title, xlabel="training scenes", ylim=(0, 1.04))
+        axis.set(title=title, xlabel="training scenes", ylim=(0, 1.04),
+                 xlim=(-0.15, 1.25))
         axis.grid(axis="y")
     if both[0].isna().all():
         axes[0, 0].text(0.5, 0.5, "runs on a third are missing", ha="center", color=GREY,
@@ -140,7 +143,7 @@ def quantizers(table3: pd.DataFrame, study: Study) -> Figure:
         axis.set_xticks(range(len(sources)), [s if s == t else f"{s}\n(paper: {t})" for s, t in
                                               zip(sources, same, strict=True)])
         axis.grid(axis="y")
-    return legend(figure, study, study.compared, ("seed", "mean", "paper"))
+    return legend(figure, study, study.compared, ("seed", "mean", "paper", "missing"))
 
 
 def groups(axis: Axes, matrix: pd.DataFrame, variants: Sequence[str],
@@ -207,6 +210,7 @@ def legend(figure: Figure, study: Study, variants: Sequence[str], extra: Sequenc
         "paper": Line2D([], [], color="black", marker="D", markerfacecolor="none",
                         linestyle="none", label="paper"),
         "ceiling": Line2D([], [], color="black", linewidth=1.4, label="ceiling: reconstructions"),
+        "missing": Line2D([], [], color=GREY, marker="x", linestyle="none", label="missing"),
         "chance": Line2D([], [], color=GREY, linewidth=1, linestyle=":", label="chance"),
     }
     handles = [Line2D([], [], color=COLOURS_OF[v], marker=MARKERS_OF[v], linestyle="none",

@@ -172,7 +172,8 @@ def caption(study: Study, table: pd.DataFrame) -> str:
             "Stage-1 images",
             f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
             "Stage-2 sequences")))
-    parts += [f"{name} = {value}" for name, value in study.overrides.items()]
+    changed = [f"{name} = {value}" for name, value in study.overrides.items()]
+    parts += changed[:4] + ([f"and {len(changed) - 4} more changes"] if len(changed) > 4 else [])
     seeds = ", ".join(map(str, study.seeds))
     parts.append(f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}")
     known = table.dropna(subset="classifier_accuracy").drop_duplicates("source")
@@ -186,7 +187,7 @@ def differences(study: Study) -> pd.DataFrame:
     s = study.settings
     here, paper = s.as_dict(), presets.load("paper", s.variant, s.seed).as_dict()
     return pd.DataFrame([
-        {"setting": f"{group}.{name}", "here": value, "paper": paper[group][name]}
+        {"setting": f"{group}.{name}", "here": str(value), "paper": str(paper[group][name])}
         for group, values in here.items() if isinstance(values, dict)
         for name, value in values.items() if value != paper[group][name]],
         columns=["setting", "here", "paper"])
