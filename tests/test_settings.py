@@ -16,7 +16,7 @@ from tevq.settings import SettingsError
     ("stage1.decay=perhaps", ["'perhaps'", "bool"]),
     ("stage1.padding=mirror", ["'mirror'", "replicate", "zeros", "circular"]),
     ("stage1.multipliers=1-x", ["'1-x'", "1-2-4"]),
-    ("stage1.codes=512", ["512", "64", "orthogonal", "equation 5"]),
+    ("stage1.codes=512", ["512", "32", "orthogonal", "equation 5"]),
     ("stage1.orthogonality=1", ["stage1.orthogonality", "variant"]),
     ("stage2.fraction=1.5", ["1.5", "between"]),
     ("steps", ["'steps'", "name=value"]),

@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None, folder: Path = graph.FOLDER) -> int
     folder: where the notebooks are stored.
     """
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
+        signal.signal(kind, _interrupt)
     try:
         if options.test:
             from tevq import selftest

@@ -167,8 +167,7 @@ def _generation(table1: pd.DataFrame) -> list[Claim]:
             "4.1" if task == "t2i" else "4.2",
             _paired(table1, task, "te", rival) if rival else (), *contrast(parts),
             _seen(table1, task, (rival, "te"))))
-    found.append(_smaller_gain(table1))
-    return found
+    return [*found, _smaller_gain(table1), _below(table1)]
 
 
 def _smaller_gain(table1: pd.DataFrame) -> Claim:
@@ -178,6 +177,20 @@ def _smaller_gain(table1: pd.DataFrame) -> Claim:
     return Claim("the gain of te over sc is larger in text→image than in image→text", "4.2",
                  tuple((gains[0] - gains[1]).dropna()), *contrast(parts),
                  _seen(table1, "t2i", ("sc", "te")) | _seen(table1, "i2t", ("sc", "te")))
+
+
+def _below(table1: pd.DataFrame) -> Claim:
+    """Text->image minus image->text per seed, mean over the variants that have both."""
+    gaps = {variant: _scores(table1, "t2i", variant) - _scores(table1, "i2t", variant)
+            for variant in dict.fromkeys(table1.variant)}
+    gaps = {variant: gap.dropna() for variant, gap in gaps.items() if gap.notna().any()}
+    variants = list(gaps) or list(dict.fromkeys(table1.variant))
+    parts = [(sign / len(variants), _published(task, variant)) for variant in variants
+             for task, sign in (("t2i", 1.0), ("i2t", -1.0))]
+    values = pd.DataFrame(gaps).dropna().mean(axis=1) if gaps else ()
+    seen = [_seen(table1, task, variants) for task in AS_PUBLISHED]
+    return Claim("image→text below text→image (mean over variants)", "4.2", tuple(values),
+                 *contrast(parts), seen[0] | seen[1])
 
 
 def _efficiency(table2: pd.DataFrame, table1: pd.DataFrame) -> Claim:

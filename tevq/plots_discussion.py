@@ -96,7 +96,8 @@ def curves(study: Study) -> Figure:
     for axis, (title, cases) in zip(axes[0], (("Quad1", QUADS[:1]),
                                               ("mean of Quad2–4: binding", QUADS[1:])),
                                     strict=True):
-        axis.set(title=title, xlabel="training sequences", ylim=(0, 1.04))
+        axis.set(title=title, xlabel="training sequences [thousands]", ylim=(0, 1.04))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
         if found.empty:
             missing(axis, "no Stage-2 runs")
             continue

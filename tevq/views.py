@@ -17,7 +17,7 @@ from tevq.study import Study
 from tevq.tables import AS_PUBLISHED, CELLS, MEASURES, QUADS, by_case, published, select
 
 MISSING = "missing"
-_DIGITS = {"codes_used": 1, "perplexity": 1, "l1": 4, "perceptual": 4}
+_DIGITS = {"codes_used": 0, "perplexity": 1, "l1": 4, "perceptual": 4}
 _HEADS = {"codes_used": "codes used", "l1": "L1 in [0, 1]", "perceptual": "perceptual distance"}
 
 
