@@ -93,7 +93,7 @@ class Trainer:
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "images": self.s.steps * self.batches.batch,
-                         "perceptual": self.s.perceptual} | self.run.metrics()[-1],
+                         "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
                         self.model.state_dict())
 
     def rate(self, step: int) -> float:

@@ -16,7 +16,7 @@ from tevq.runs import Batches, Loop, Run, open_run
 from tevq.settings import Settings, SettingsError, digest
 from tevq.transformer import Transformer
 
-LOG_EVERY = 50  # steps between lines of metrics.jsonl
+LOG_EVERY = 25  # steps between lines of metrics.jsonl; odd, so that both directions show
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
 PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
 
