@@ -200,7 +200,7 @@ def test_bad_parameters_of_a_notebook(changes, says):
 def test_names_of_ipython_and_later_calls_are_no_parameters():
     space = {"In": [], "Out": {}, "_": 3, "Path": Path, **graph.NOTEBOOKS["05_evaluation"]}
     first = notebook.start(space, "05_evaluation")
-    assert first.variants == ("mb", "mp", "cb", "sc", "te") and first.seeds == (0,)
+    assert first.variants == presets.DEFAULTS["smoke"][0] and first.seeds == (0,)
     space |= {"variants": "te,sc", "seeds": [2, 1], "counter": 3}  # reader goes on in the kernel
     second = notebook.start(space, "05_evaluation")
     assert second.variants == ("te", "sc") and second.seeds == (2, 1)
