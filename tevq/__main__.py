@@ -17,7 +17,7 @@ examples:
   ./run_all.sh                                  everything on embedded digits, in minutes
   ./run_all.sh --preset laptop --variants sc,te --seeds 0
   ./run_all.sh --preset laptop --notebooks 03,04 --dry-run
-  ./run_all.sh --set stage1.steps=500 --results /tmp/trial
+  ./run_all.sh --set stage1.steps=500 --results trial
   ./run_all.sh --test                           ruff, pytest, nbval
 
 What is finished and unchanged is skipped; what was interrupted goes on where it was. A notebook
