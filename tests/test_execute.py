@@ -96,3 +96,17 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_notebook_that_stands_still_is_ended(tmp_path, folder, monkeypatch):
+    """Planted fault: no watch; a lost message of the kernel then hangs the whole study."""
+    import threading
+
+    monkeypatch.setattr(execute, "STALL_SECONDS", 8)
+    write_notebook(folder, "01_dataset", "import threading\nthreading.Event().wait(300)")
+    paths = [tmp_path / name for name in ("done.ipynb", "failed.ipynb", "log.txt")]
+    request = execute.Request(str(folder / "01_dataset.ipynb"), str(paths[0]), str(paths[1]), "",
+                              {"preset": "smoke", "overrides": "", "results": ""})
+    outcome = execute.launch(request, paths[2], 1, threading.Event())
+    assert outcome.status == "failed" and "stood still" in outcome.error
+    assert outcome.seconds < 120 and not paths[0].exists()

@@ -147,3 +147,28 @@ def test_samples_frame_only_what_was_misread():
     frames = [[(p.get_y() + 0.5, p.get_x() + 0.5) for p in marked(axis, "misread")]
               for axis in figure.axes]
     assert frames == [[], [], [(2, 34)], []]
+
+
+def test_sliders_redraw_and_need_no_output_widget(monkeypatch):
+    """Planted fault: `ipywidgets.interactive`, whose Output widget makes papermill hang at times."""
+    import ipywidgets
+    from matplotlib.figure import Figure
+
+    made, drawn = [], []
+    construct = ipywidgets.Widget.__init__
+    monkeypatch.setattr(ipywidgets.Widget, "__init__",
+                        lambda self, *a, **k: (made.append(self), construct(self, *a, **k))[1])
+
+    def draw(number, name):
+        drawn.append((number, name))
+        figure = Figure(figsize=(1, 1))
+        figure.text(0, 0, f"{number} {name}")
+        return figure
+
+    plots.explore(draw, number=(0, 9), name=["a", "b"])
+    assert not any(isinstance(widget, ipywidgets.Output) for widget in made)
+    slider, = (widget for widget in made if isinstance(widget, ipywidgets.IntSlider))
+    picture, = (widget for widget in made if isinstance(widget, ipywidgets.Image))
+    before = picture.value
+    slider.value = 7
+    assert drawn[-1] == (7, "a") and picture.value != before and picture.value[:4] == b"\x89PNG"

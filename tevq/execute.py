@@ -6,6 +6,7 @@ the last cell has run, so what lies in the notebooks folder is always complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tevq.graph import ROOT
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 START_TRIES = 3  # a kernel that does not come up is started again
 START_SECONDS = 120
 GRACE_SECONDS = 10  # between asking a child to stop and killing it
+STALL_SECONDS = 600  # without output and without processor time: nothing will come any more
+STALL_SHARE = 0.05  # of one core, which a waiting kernel and its client stay far below
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,15 @@ def launch(request: Request, log: Path, threads: int, stop: threading.Event) -> 
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output,
                                  stderr=subprocess.STDOUT, env=environment(threads),
                                  start_new_session=True)
+        watch = StallWatch(child.pid, log)
         while child.poll() is None:
             if stop.wait(0.1):
                 _end(child)
                 return Outcome("stopped", time.monotonic() - began)
+            if watch.stalled():
+                _end(child)
+                return Outcome("failed", time.monotonic() - began, "stood still for "
+                               f"{STALL_SECONDS / 60:.0f} min, ended; run the same command again")
     seconds = time.monotonic() - began
     if child.returncode == 0:
         return Outcome("done", seconds)
@@ -72,6 +82,35 @@ def launch(request: Request, log: Path, threads: int, stop: threading.Event) -> 
         name = signal.Signals(-child.returncode).name
         return Outcome("failed", seconds, f"killed by {name}; most often out of memory")
     return Outcome("failed", seconds, last_line(log) or f"exit code {child.returncode}")
+
+
+class StallWatch:
+    """Tells when a process and its children neither print nor compute any more."""
+
+    def __init__(self, pid: int, log: Path):
+        self.pid, self.log = pid, log
+        self.since, self.before = time.monotonic(), self._state()
+
+    def _state(self) -> tuple[float, int]:
+        """Processor seconds of the living processes, bytes printed."""
+        seconds = 0.0
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = one.cpu_times()
+                    seconds += times.user + times.system
+        return seconds, self.log.stat().st_size
+
+    def stalled(self) -> bool:
+        """True once, after STALL_SECONDS of standing still; cheap to ask often."""
+        passed = time.monotonic() - self.since
+        if passed < STALL_SECONDS:
+            return False
+        seconds, printed = self._state()
+        still = abs(seconds - self.before[0]) < STALL_SHARE * passed and printed == self.before[1]
+        self.since, self.before = time.monotonic(), (seconds, printed)
+        return still
 
 
 def last_line(log: Path) -> str:

@@ -227,20 +227,29 @@ def curves(rows: Sequence[dict], panels: Sequence[tuple[str, str, dict[str, str]
 
 
 def explore(draw: Callable[..., Figure], **choices: Any) -> None:
-    """Widgets over the arguments of a function that returns a figure, for a running notebook.
+    """Sliders and menus over the arguments of a function that returns a figure.
 
     choices: as for `ipywidgets.interact`. Whoever calls this also saves one of the figures, because
-    a web page or an executed copy shows no widget.
+    a web page or an executed copy shows no widget. The picture is an Image widget: with an Output
+    widget, which `interact` uses, nbclient (papermill) can wait for ever (its issue 312).
     """
-    from IPython.display import Image, display
-    from ipywidgets import interactive
+    from IPython.display import display
+    from ipywidgets import Image, VBox, interactive
 
-    def redraw(**values: Any) -> None:
-        picture = io.BytesIO()
-        draw(**values).savefig(picture, dpi=90, bbox_inches="tight")
-        display(Image(picture.getvalue()))
+    controls = {name: interactive.widget_from_abbrev(choice) for name, choice in choices.items()}
+    picture = Image(format="png")
 
-    widget = interactive(redraw, **choices)
+    def redraw(_: Any = None) -> None:
+        target = io.BytesIO()
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        figure.savefig(target, dpi=90, bbox_inches="tight")
+        picture.value = target.getvalue()
+
+    redraw()
+    for name, control in controls.items():
+        control.description = name
+        control.observe(redraw, "value")
+    widget = VBox([*controls.values(), picture])
     if not hasattr(widget, "_repr_mimebundle_"):  # ipywidgets 7 (Colab) shows itself
         display(widget)
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tevq import machine
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree, write_atomically, write_json
@@ -30,6 +30,7 @@ PARTS = {  # the groups of settings that decide each kind of run
     "evaluation": ("data", "classifier", "stage1", "stage2", "evaluation"),
     "quantizer": ("data", "classifier", "stage1"),
 }
+LOCK_NOTICE = 60  # seconds between two lines of a process that waits for another one
 KEEP = 2  # checkpoints of an unfinished run
 
 
@@ -90,8 +91,16 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Only one process works on a run; a second one waits. Released by the system on a kill."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        lock = FileLock(self.folder / ".lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=LOCK_NOTICE)
+            except Timeout:
+                print(f"{self.name}: another process works on it; waiting")
+        try:
             yield
+        finally:
+            lock.release()
 
     def start(self, device: machine.Machine) -> None:
         """Writes `config.json`: settings and the machine they run on.
