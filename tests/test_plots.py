@@ -150,7 +150,7 @@ def test_samples_frame_only_what_was_misread():
 
 
 def test_sliders_redraw_and_need_no_output_widget(monkeypatch):
-    """Planted fault: `ipywidgets.interactive`, whose Output widget makes papermill hang at times."""
+    """Planted fault: `ipywidgets.interactive`, whose Output widget can make papermill hang."""
     import ipywidgets
     from matplotlib.figure import Figure
 

@@ -69,7 +69,7 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tevq.checkpoint.os.fsync", full)
+    monkeypatch.setattr("tevq.atomic.os.fsync", full)
     with pytest.raises(OSError):
         run.save(2, {"x": torch.zeros(2)})
     monkeypatch.undo()

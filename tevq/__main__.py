@@ -19,6 +19,7 @@ examples:
   ./run_all.sh --preset laptop --notebooks 03,04 --dry-run
   ./run_all.sh --set stage1.steps=500 --results trial
   ./run_all.sh --test                           ruff, pytest, nbval
+  ./run_all.sh --torture                        kills, damage, full disks; half an hour
 
 What is finished and unchanged is skipped; what was interrupted goes on where it was. A notebook
 runs again when it, its settings, the tevq code it imports or a notebook before it has changed.
@@ -54,6 +55,7 @@ def parser() -> Parser:
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
     add("--test", action="store_true", help="run the tests instead")
+    add("--torture", action="store_true", help="run the long tests of reliability instead")
     return made
 
 
@@ -70,6 +72,10 @@ def main(arguments: list[str] | None = None, folder: Path = graph.FOLDER) -> int
             from tevq import selftest
 
             return selftest.main()
+        if options.torture:
+            from tevq import torture
+
+            return torture.main()
         return _run(options, folder)
     except SettingsError as error:
         print(f"tevq: {error}", file=sys.stderr)

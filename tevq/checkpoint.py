@@ -1,16 +1,12 @@
 """Checkpoints without pickle: tensors in safetensors, everything else in JSON.
 
-A file is written beside its place, synchronised and renamed, so a save never destroys a save. Its
-name carries the first half of its SHA-256, so damage is noticed before anything is loaded.
+A file's name carries the first half of its SHA-256, so damage is noticed before anything is loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from tevq.atomic import write_atomically
+
 
 class DamagedFileError(ValueError):
     """A file whose content does not match the checksum in its name."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` all or nothing.
-
-    Raises OSError (disk full, read-only folder); what was at `path` stays as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """JSON, indented, all or nothing."""
-    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
 
 
 def save_tree(folder: Path, stem: str, tree: Any) -> Path:
@@ -71,7 +44,7 @@ def load_tree(path: Path) -> Any:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
         return _unpack(json.loads(header["__metadata__"]["structure"]), tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not a checkpoint of this project: {error}") from None
 
 

@@ -112,6 +112,7 @@ def _train(run: Run, settings: Settings) -> None:
                 + F.cross_entropy(colours.float(), colour.to(where.device)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loop.see(loss)
         optimizer.step()
         if (step + 1) % 100 == 0:
             run.log(step + 1, loss=loss.item())

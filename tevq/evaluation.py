@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tevq import equivariance, losses, machine, stage2
-from tevq.checkpoint import write_atomically, write_json
+from tevq.atomic import write_atomically, write_json
 from tevq.items import load_items
 from tevq.judge import CHUNK, Judge, join_scores, split_of
 from tevq.quantizer import codebook_health

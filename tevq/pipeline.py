@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq import execute, graph
+from tevq import execute, graph, lock
+from tevq.atomic import write_json
 from tevq.graph import Node
 from tevq.settings import SettingsError
 from tevq.study import Study
@@ -36,6 +37,7 @@ class Plan:
     fingerprints: dict[str, dict[str, Any]]
     widths: dict[str, int]
     folder: Path  # of the stored notebooks
+    made_at: float = field(default_factory=time.time)
 
     @property
     def to_run(self) -> list[Node]:
@@ -176,6 +178,19 @@ def _result(future: Future) -> execute.Outcome:
 
 
 def _start(made: Plan, node: Node, threads: int, stop: threading.Event) -> execute.Outcome:
+    """Executes one node, unless another run of the study has just done it."""
+    path = made.log(node.label).with_suffix(".lock")
+    with lock.hold(path, f"{made.study.preset}/{node.label}", stop.is_set) as held:
+        if not held:
+            return execute.Outcome("stopped")
+        record = _record(made, node.label)
+        if (record.get("finished", 0) > made.made_at
+                and record["made_from"] == made.fingerprints[node.label]):
+            return execute.Outcome("done", error="by another run of the study")
+        return _execute(made, node, threads, stop)
+
+
+def _execute(made: Plan, node: Node, threads: int, stop: threading.Event) -> execute.Outcome:
     """Executes one node and, if it is done, writes its record."""
     copy, log = made.copy(node.label), made.log(node.label)
     record = log.with_suffix(".json")
@@ -192,9 +207,7 @@ def _start(made: Plan, node: Node, threads: int, stop: threading.Event) -> execu
     if outcome.status == "done":
         tree = {"made_from": made.fingerprints[node.label], "finished": time.time(),
                 "seconds": round(outcome.seconds, 1), "files": _written(made, node, began)}
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(tree, indent=1) + "\n")
-        os.replace(partial, record)
+        write_json(record, tree)
     return outcome
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tevq import machine, tables, views
-from tevq.checkpoint import write_atomically
+from tevq.atomic import write_atomically
 from tevq.settings import SettingsError
 from tevq.study import Study, choose
 

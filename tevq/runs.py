@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from tevq import machine
-from tevq.checkpoint import DamagedFileError, load_tree, save_tree, write_atomically, write_json
-from tevq.settings import Settings, SettingsError, digest
+from tevq import lock, machine
+from tevq.atomic import write_atomically, write_json, writing
+from tevq.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.settings import OneLine, Settings, SettingsError, digest
 
 PARTS = {  # the groups of settings that decide each kind of run
     "classifier": ("data", "classifier"),
@@ -30,8 +30,8 @@ PARTS = {  # the groups of settings that decide each kind of run
     "evaluation": ("data", "classifier", "stage1", "stage2", "evaluation"),
     "quantizer": ("data", "classifier", "stage1"),
 }
-LOCK_NOTICE = 60  # seconds between two lines of a process that waits for another one
 KEEP = 2  # checkpoints of an unfinished run
+CHECK_EVERY = 20  # steps between looks at the numbers, each of which waits for the device
 
 
 def results_root(folder: str | Path | None = None) -> Path:
@@ -64,6 +64,10 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
     return Run(results_root(results) / settings.preset / "runs" / kind / name, config)
 
 
+class NumbersError(OneLine, FloatingPointError):
+    """A loss or gradient became infinite or no number."""
+
+
 @dataclass
 class Run:
     """One run folder."""
@@ -89,18 +93,9 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process works on a run; a second one waits. Released by the system on a kill."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=LOCK_NOTICE)
-            except Timeout:
-                print(f"{self.name}: another process works on it; waiting")
-        try:
+        """Only one process works on a run; a second one waits. Falls with a killed process."""
+        with lock.hold(self.folder / ".lock", self.name):
             yield
-        finally:
-            lock.release()
 
     def start(self, device: machine.Machine) -> None:
         """Writes `config.json`: settings and the machine they run on.
@@ -118,7 +113,8 @@ class Run:
     def log(self, step: int, **numbers: float) -> None:
         """Appends one line to `metrics.jsonl`."""
         line = {"step": step} | {key: _rounded(value) for key, value in numbers.items()}
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -156,7 +152,11 @@ class Run:
         return None
 
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
-        """Saves weights, then the summary that makes the run `done`; drops checkpoints."""
+        """Saves weights, then the summary that makes the run `done`; drops checkpoints.
+
+        A summary of an earlier training goes first: it must never stand beside other weights.
+        """
+        (self.folder / "summary.json").unlink(missing_ok=True)
         if weights is not None:
             for old in (self.folder / "state").glob("weights.*"):
                 old.unlink()
@@ -181,6 +181,10 @@ class Run:
         """Done, with weights at hand (a fresh clone has summaries without weights)."""
         return self.done and any((self.folder / "state").glob("weights.*.safetensors"))
 
+    def steps_saved(self) -> list[int]:
+        """Steps of the checkpoints that are kept, newest first."""
+        return [int(path.name[5:14]) for path in self._checkpoints()]
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)
 
@@ -194,7 +198,8 @@ class Loop:
 
     def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
         self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
-        self.start, self.seconds = 0, 0.0
+        self.start, self.seconds, self.step = 0, 0.0, 0
+        self.bad: torch.Tensor | int = -1  # first step with a number that is not finite
         found = run.latest()
         if found:
             self.start, state = found
@@ -208,7 +213,10 @@ class Loop:
         if self.start:
             print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
         for step in range(self.start, self.total):
+            self.step = step
             yield step
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.total:
+                self.check()
             now = time.monotonic()
             self.seconds = before + now - began
             if now - saved > self.save_seconds and step + 1 < self.total:
@@ -218,8 +226,25 @@ class Loop:
                 self._say(step + 1, (now - began) / (step + 1 - self.start))
                 said = now
 
+    def see(self, *numbers: torch.Tensor) -> None:
+        """Looks at the loss and the gradient norm of a step, without waiting for the device."""
+        finite = torch.stack([number.detach().float() for number in numbers]).isfinite().all()
+        now = torch.where(finite, -1, self.step)
+        self.bad = now if isinstance(self.bad, int) else torch.where(self.bad < 0, now, self.bad)
+
+    def check(self) -> None:
+        """Raises NumbersError, with the step, if what `see` was shown was not finite."""
+        if int(self.bad) < 0:
+            return
+        kind, seed = self.run.folder.parent.name, self.run.config.get("seed", 0)
+        kept = self.run.steps_saved()
+        rest = f"the checkpoint of step {kept[0]:,} is intact" if kept else "nothing was saved yet"
+        raise NumbersError(f"{self.run.name}: the loss or its gradient is not finite at step "
+                           f"{int(self.bad) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
+
     def save(self, step: int) -> None:
-        """A checkpoint after `step` finished steps."""
+        """A checkpoint after `step` finished steps, unless a number went bad."""
+        self.check()
         state = {name: part.state_dict() for name, part in self.parts.items()}
         self.run.save(step, state | {"seconds": self.seconds})
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tevq import captions
+from tevq.atomic import write_atomically, write_json
 from tevq.captions import CENTER, COLOURS, PLACES, UNUSED
-from tevq.checkpoint import write_atomically, write_json
 from tevq.drawing import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, render
 from tevq.items import ITEM_SIZE, Items, cache_folder, class_names, load_items
 from tevq.settings import Data, SettingsError, digest, unknown

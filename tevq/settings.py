@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 
-class SettingsError(ValueError):
-    """Bad input from the user: one line with the value, what is allowed, and what to do."""
+class OneLine(Exception):
+    """An error whose message says all; notebooks and the command line show no traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """IPython shows this instead of a traceback, so a notebook gets the one line too."""
+        """IPython shows this instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class SettingsError(OneLine, ValueError):
+    """Bad input from the user: one line with the value, what is allowed, and what to do."""
 
 
 def unknown(kind: str, value: Any, allowed) -> SettingsError:

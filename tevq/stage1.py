@@ -14,6 +14,7 @@ from tevq.settings import Settings, SettingsError
 from tevq.vqgan import VQGAN
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
+WATCHED = ("loss", "gradient_norm", "critic_loss")  # must be finite
 KMEANS_VECTORS = 20_000  # encoder outputs the codebook starts from
 
 
@@ -21,7 +22,7 @@ def train(settings: Settings, results=None) -> Run:
     """Trains the quantizer of these settings, or finds it trained; returns its run.
 
     Interrupted work goes on from the last checkpoint. Raises SettingsError on bad input and
-    FloatingPointError when the loss is no longer finite.
+    NumbersError when loss or gradient are no longer finite.
     """
     run = open_run(settings, "stage1", results)
     with run.lock():
@@ -75,7 +76,7 @@ class Trainer:
         """All steps, then the weights and a summary."""
         parts = {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
                  "critic_optimizer": self.critic_optimizer, "usage": self.usage}
-        loop = Loop(self.run, parts, self.s.steps)
+        loop = self.loop = Loop(self.run, parts, self.s.steps)
         if loop.start == 0:
             self.start_codebook()
         for step in loop:
@@ -88,6 +89,7 @@ class Trainer:
             numbers, fake, codes = self.generator_step(x, step)
             if step >= self.s.disc_start and self.s.disc_weight > 0:
                 numbers |= self.critic_step(x, fake)
+            loop.see(*(numbers[key] for key in WATCHED if key in numbers))
             self.usage.counts += torch.bincount(codes.flatten(), minlength=self.s.codes)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
                 self.log(step + 1, numbers)
@@ -127,8 +129,9 @@ class Trainer:
             loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.optimizer.step()
-        numbers |= {"loss": loss, "commitment": quantized.commitment_loss}
+        numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
         return numbers, y.detach(), quantized.codes
 
     def critic_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
@@ -145,11 +148,8 @@ class Trainer:
 
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
+        self.loop.check()
         plain = {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
-        if not math.isfinite(plain["loss"]):
-            raise FloatingPointError(f"{self.run.name}: the loss is {plain['loss']} at step {step} "
-                                     f"(seed {self.settings.seed}); lower stage1.lr. The last "
-                                     "checkpoint is intact")
         health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
         self.usage.counts.zero_()
         penalty = float(orthogonality(self.model.quantizer.codebook.detach()))

@@ -25,7 +25,7 @@ def train(settings: Settings, results=None) -> Run:
     """Trains the generator of these settings, or finds it trained; returns its run.
 
     Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
-    checkpoint. Raises FloatingPointError when the loss is no longer finite.
+    checkpoint. Raises NumbersError when loss or gradient are no longer finite.
     """
     run = open_run(settings, "stage2", results)
     with run.lock():
@@ -97,7 +97,7 @@ class Trainer:
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         parts = {"model": self.model} | self.optimizers
-        loop = Loop(self.run, parts, self.s.steps)
+        loop = self.loop = Loop(self.run, parts, self.s.steps)
         peaks = {name: [group["initial_lr"] for group in optimizer.param_groups]
                  for name, optimizer in self.optimizers.items()}
         for step in loop:
@@ -106,6 +106,7 @@ class Trainer:
                 for group, peak in zip(optimizer.param_groups, peaks[name], strict=True):
                     group["lr"] = peak * share
             numbers = self.step(step)
+            loop.see(numbers["loss"], numbers.pop("gradient_norm"))
             last = step + 1 == self.s.steps
             if (step + 1) % LOG_EVERY == 0 or last:
                 self.log(step + 1, numbers)
@@ -127,21 +128,17 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        if self.s.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip or math.inf)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return {"direction": direction, "loss": loss.total.detach(), "text_loss": loss.text,
-                "image_loss": loss.image}
+                "image_loss": loss.image, "gradient_norm": norm}
 
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics."""
+        self.loop.check()
         direction = numbers.pop("direction")
         plain = {key: float(value) for key, value in numbers.items()}
-        if not math.isfinite(plain["loss"]):
-            raise FloatingPointError(f"{self.run.name}: the loss is {plain['loss']} at step {step} "
-                                     f"(seed {self.settings.seed}); lower stage2.lr. The last "
-                                     "checkpoint is intact")
         self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
 
     def probe(self, step: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tevq import machine
-from tevq.checkpoint import write_atomically
+from tevq.atomic import write_atomically
 from tevq.evaluation import SPLITS
 from tevq.runs import Run, open_run
 from tevq.scenes import CASES

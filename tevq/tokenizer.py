@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tevq import captions
+from tevq.atomic import write_json
 from tevq.captions import BOS, EOS, PAD
-from tevq.checkpoint import write_json
 from tevq.settings import SettingsError
 
 __all__ = ["BOS", "EOS", "PAD", "Tokenizer"]
+_KIND = "tevq tokenizer"
 _TOKEN = re.compile(r"[,.]|[^\s,.]+")
 
 
@@ -70,7 +71,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """JSON with the words in order and their SHA-256."""
-        write_json(Path(path), {"kind": "tevq tokenizer", "length": self.length,
+        write_json(Path(path), {"kind": _KIND, "length": self.length,
                                 "words": list(self.words), "sha256": _checksum(self.words)})
 
     @classmethod
@@ -79,8 +80,10 @@ class Tokenizer:
         try:
             tree = json.loads(Path(path).read_text())
             words, checksum = tree["words"], tree["sha256"]
+            if tree["kind"] != _KIND:
+                raise ValueError(f"it is of kind {tree['kind']!r}")
             tokenizer = cls(words[-10:])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SettingsError(f"{path} is no saved tokenizer ({error}); save it again") from None
         if checksum != _checksum(words):
             raise SettingsError(f"{path} is damaged: checksum differs; save it again")

@@ -1,0 +1,39 @@
+"""Counts the tests of every promise; `tevq/torture.py` says what for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tevq import torture
+
+OUTCOMES: dict[str, torture.Outcome] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "promise(name): what the README promises and this test "
+                            "proves; names are the keys of tevq.torture.PROMISES")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("promise"):
+            assert mark.args[0] in torture.PROMISES, f"{item.nodeid}: {mark.args[0]}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        for mark in item.iter_markers("promise"):
+            measured = [str(value) for name, value in item.user_properties if name == "measured"]
+            OUTCOMES.setdefault(mark.args[0], torture.Outcome()).add(
+                report.outcome, report.duration, measured)
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    if target := os.environ.get(torture.TARGET):
+        torture.write(OUTCOMES, Path(target))

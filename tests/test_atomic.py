@@ -1,0 +1,88 @@
+"""Full disks and read-only folders: one clear line, and the last save intact."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import pytest
+import torch
+from small import FEATURES, tiny
+
+from tevq import presets, runs, stage1
+from tevq.atomic import StorageError, write_atomically
+from tevq.runs import open_run
+
+pytestmark = pytest.mark.promise("saves")
+
+
+@pytest.fixture
+def largest_file():
+    """Sets the size past which a file cannot grow; the system says so like a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, largest_file):
+    """Planted fault: writing straight to the final name; half a file is then the newest."""
+    run = open_run(presets.load("smoke", "te", 0), "stage1", tmp_path)
+    run.save(1, {"x": torch.ones(1000)})
+    largest_file(2048)
+    with pytest.raises(StorageError, match=r"step-0+2\..*File too large; make room"):
+        run.save(2, {"x": torch.zeros(1000)})
+    step, state = run.latest()
+    assert step == 1 and state["x"].sum() == 1000
+    assert len(list((run.folder / "state").iterdir())) == 1
+
+
+def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, largest_file,
+                                                                      monkeypatch):
+    """Planted fault: the error of the system as it is, a traceback without advice."""
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
+    monkeypatch.setattr(runs.Loop.__init__, "__defaults__", (-1,))
+    whole = stage1.train(tiny(), tmp_path / "whole")
+    save = runs.Run.save
+
+    def full_from_step_3(self, step, state):
+        if step == 3 and self.folder.parent.name == "stage1":
+            largest_file(1024)
+        save(self, step, state)
+
+    monkeypatch.setattr(runs.Run, "save", full_from_step_3)
+    with pytest.raises(StorageError) as error:
+        stage1.train(tiny(), tmp_path / "full")
+    largest_file(resource.RLIM_INFINITY)
+    lines = error.value._render_traceback_()
+    assert len(lines) == 1 and "What was saved before is intact" in lines[0]
+    run = open_run(tiny(), "stage1", tmp_path / "full")
+    assert run.steps_saved() == [2, 1] and not run.done
+    monkeypatch.setattr(runs.Run, "save", save)
+    again = stage1.train(tiny(), tmp_path / "full")
+    assert all(torch.equal(a, b) for a, b in
+               zip(again.weights().values(), whole.weights().values(), strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_read_only_folder_is_one_line(tmp_path):
+    """As nobody, because root may write everywhere. Planted fault: a bare PermissionError."""
+    target = tmp_path / "kept"
+    target.write_bytes(b"old")
+    tmp_path.chmod(0o555)
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        said = "nothing was raised"
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            write_atomically(target, b"new")
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(write, said.encode())
+            os._exit(0)
+    os.waitpid(pid, 0)
+    said = os.read(read, 10_000).decode()
+    tmp_path.chmod(0o755)
+    assert said.startswith("StorageError: cannot write") and "Permission denied" in said
+    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["kept"]
