@@ -75,6 +75,7 @@ def test_the_papers_example_is_written_and_read():
     assert official_units(EXAMPLE, NAMES) == EXAMPLE_CLAUSES
 
 
+@pytest.mark.promise("captions")
 @settings(deadline=None, max_examples=300)
 @given(scenes(), st.lists(st.integers(0, 2**64 - 1), min_size=CHOICES, max_size=CHOICES))
 def test_written_captions_are_read_back_exactly(clauses, choices):
@@ -187,6 +188,7 @@ def test_problems_are_flagged(text, problem, kept):
     assert len(parsed.clauses) == kept
 
 
+@pytest.mark.promise("captions")
 @settings(deadline=None, max_examples=200)
 @given(st.one_of(
     st.text(max_size=40),
@@ -198,6 +200,7 @@ def test_no_string_raises(text):
         assert len({clause.place for clause in parsed.clauses}) == parsed.units
 
 
+@pytest.mark.promise("captions")
 @settings(deadline=None, max_examples=500)
 @given(st.data(), st.sampled_from(paraphrases(EXAMPLE_CLAUSES[:1], 16, 0, NAMES)
                                   + paraphrases(EXAMPLE_CLAUSES, 40, 0, NAMES)))

@@ -45,6 +45,7 @@ def test_a_kernel_that_does_not_start_is_tried_again(monkeypatch, tmp_path, caps
         execute._execute(request)
 
 
+@pytest.mark.promise("grid")
 def test_real_notebooks_good_and_bad(tmp_path, folder, capsys):
     """01 is rendered; 02 sets a name that is no parameter; the kernel of 05 dies."""
     write_notebook(folder, "01_dataset", "print(settings := study.settings.preset, 'is in')")
@@ -98,6 +99,7 @@ def _alive(process: int) -> bool:
     return True
 
 
+@pytest.mark.promise("grid")
 def test_a_notebook_that_stands_still_is_ended(tmp_path, folder, monkeypatch):
     """Planted fault: no watch; a lost message of the kernel then hangs the whole study."""
     import threading

@@ -64,7 +64,7 @@ def header(tree: dict) -> bytes:
 
 HOSTILE = {
     "nothing": b"",
-    "a pickle": b"\x80\x04\x95.\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93.",
+    "a pickle": b"\x80\x04\x95.\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system.",
     "a header of terabytes": (1 << 42).to_bytes(8, "little") + b"{}",
     "offsets outside": header(
         {"0": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1 << 40]}}),

@@ -51,6 +51,7 @@ def test_class_words_are_single_and_different():
         assert len(set(names)) == 10 and all(name.isalpha() for name in names)
 
 
+@pytest.mark.promise("input")
 @pytest.mark.parametrize("arguments, hint", [
     (("mnst", "train"), "mnist"), (("digits", "training"), "train")])
 def test_unknown_names_are_refused_with_a_hint(arguments, hint):
@@ -116,6 +117,7 @@ def scramble(path):
     path.write_bytes(b"<html>404</html>" + path.read_bytes())
 
 
+@pytest.mark.promise("input")
 @pytest.mark.parametrize("name, damage", [
     ("train-images-idx3-ubyte", truncate),
     ("train-images-idx3-ubyte", scramble),
@@ -134,6 +136,7 @@ def test_damaged_files_end_in_one_clear_line(raw, name, damage):
     assert "\n" not in text and "damaged" in text and str(raw) in text and '"digits"' in text
 
 
+@pytest.mark.promise("input")
 def test_failed_download_says_which_files_go_where(monkeypatch, tmp_path, capsys):
     def no_network(self):
         raise URLError("no route to host")

@@ -55,7 +55,7 @@ def test_a_second_one_waits_and_says_for_whom(path, capsys):
 
 
 def test_a_killed_owner_is_followed_at_once(path, capsys):
-    """Planted fault: a lock that is a mere file (filelock.SoftFileLock) is never free again."""
+    """Planted fault: the note of a dead process of this machine is believed until it is stale."""
     child = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"held\n"
     child.send_signal(signal.SIGKILL)

@@ -30,6 +30,7 @@ def test_feature_distance_is_the_difference_of_unit_features(images):
     assert y.grad.abs().sum() > 0
 
 
+@pytest.mark.promise("input")
 def test_lpips_without_its_weights_names_file_and_alternative(monkeypatch, tmp_path):
     lpips = pytest.importorskip("lpips")
 

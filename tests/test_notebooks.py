@@ -192,6 +192,7 @@ def test_source_on_display(capsys):
         ({"results": 3}, "results = 3 is not a text"),
     ],
 )
+@pytest.mark.promise("input")
 def test_bad_parameters_of_a_notebook(changes, says):
     with pytest.raises(SettingsError, match=says):
         notebook.start(graph.NOTEBOOKS["03_stage1"] | changes, "03_stage1")

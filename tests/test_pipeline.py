@@ -102,6 +102,7 @@ def test_only_the_settings_a_notebook_depends_on_count(tmp_path, folder, launche
     assert why(tmp_path, folder, "04_stage2-mb-s0", variants="mb,te") == "not run yet"
 
 
+@pytest.mark.promise("grid")
 def test_missing_outputs_run_again(tmp_path, folder, launched):
     run(pipeline.plan(study(tmp_path), folder=folder))
     made = pipeline.plan(study(tmp_path), folder=folder)
@@ -142,6 +143,7 @@ def test_a_change_of_imported_code_is_seen(monkeypatch, tmp_path):
     assert graph.code_digest(book) != before
 
 
+@pytest.mark.promise("grid")
 def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder):
     made = pipeline.plan(study(tmp_path), folder=folder)
     said, order = [], []
@@ -200,6 +202,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--prest smoke", "unrecognized arguments"),
     ],
 )
+@pytest.mark.promise("input")
 def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
     try:
         exit_code = main(words.split(), folder)
@@ -210,6 +213,7 @@ def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
     assert err.count("\n") == 1 and out == ""
 
 
+@pytest.mark.promise("input")
 def test_a_renamed_parameter_is_refused_before_anything_runs(tmp_path, folder, capsys):
     path = folder / "03_stage1.ipynb"
     path.write_text(path.read_text().replace("variant =", "varient ="))

@@ -14,6 +14,7 @@ def test_the_readme_holds_exactly_what_the_tables_say():
     assert report.updated(text, report.published_study()) == text
 
 
+@pytest.mark.promise("records")
 def test_the_committed_tables_come_from_committed_runs():
     """Rebuilding the tables from the run folders gives the files that are there."""
     study = report.published_study()

@@ -15,6 +15,7 @@ def settings(variant="te", seed=0, **overrides):
     return presets.load("smoke", variant, seed, overrides)
 
 
+@pytest.mark.promise("records")
 def test_a_run_folder_is_named_by_what_decides_it(tmp_path):
     base = open_run(settings(), "stage1", tmp_path)
     assert base.folder.parent == tmp_path / "smoke" / "runs" / "stage1"
@@ -42,6 +43,7 @@ def test_a_tree_survives_saving(tmp_path):
     assert found["last"].stride() == tree["last"].stride()
 
 
+@pytest.mark.promise("damage")
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path, capsys, damage):
     run = open_run(settings(), "stage1", tmp_path)
@@ -62,6 +64,7 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path, capsys, d
     assert [row["step"] for row in run.metrics()] == [1, 2]  # the log goes back with it
 
 
+@pytest.mark.promise("saves")
 def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
     run = open_run(settings(), "stage1", tmp_path)
     run.save(1, {"x": torch.ones(2)})
@@ -77,6 +80,7 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
     assert len(list((run.folder / "state").iterdir())) == 1  # no temporary file is left
 
 
+@pytest.mark.promise("records")
 def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
     from tevq import machine
 
@@ -111,6 +115,7 @@ def test_a_run_is_done_only_with_its_summary_and_usable_only_with_weights(tmp_pa
     assert run.weights()["w"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.promise("resume")
 def test_data_order_is_a_function_of_seed_and_step():
     whole = [Batches(10, 3, 1)[step].tolist() for step in range(7)]
     assert Batches(10, 3, 1)[5].tolist() == whole[5]  # without the steps before
@@ -120,6 +125,7 @@ def test_data_order_is_a_function_of_seed_and_step():
     assert Batches(4, 100, 0)[0].sort().values.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.promise("resume")
 def test_loop_goes_on_where_it_was_saved(tmp_path, capsys):
     class Counter:
         value = 0

@@ -21,6 +21,7 @@ from tevq.settings import SettingsError
     ("stage2.fraction=1.5", ["1.5", "between"]),
     ("steps", ["'steps'", "name=value"]),
 ])
+@pytest.mark.promise("input")
 def test_a_bad_override_is_one_line_with_value_and_remedy(text, words):
     with pytest.raises(SettingsError) as error:
         presets.load("smoke", "te", 0, text)
@@ -41,6 +42,7 @@ def test_overrides_arrive_in_the_type_of_their_field():
     assert same == s
 
 
+@pytest.mark.promise("input")
 @pytest.mark.parametrize("arguments", [("tiny",), ("smoke", "xx"), ("smoke", "te", -1),
                                        ("smoke", "te", True), ("smoke", "te", "0")])
 def test_unknown_presets_variants_and_seeds_are_refused(arguments):
@@ -73,5 +75,6 @@ def test_digest_depends_on_content_not_on_order():
     assert settings.digest({"a": 1}) != settings.digest({"a": 2})
 
 
+@pytest.mark.promise("input")
 def test_ipython_shows_the_error_as_one_line():
     assert SettingsError("x = 3")._render_traceback_() == ["SettingsError: x = 3"]

@@ -67,6 +67,7 @@ def test_missing_cells_stay_with_an_empty_value(built):
     assert tables.select(built["table2"], size="full").value.notna().all()
 
 
+@pytest.mark.promise("records")
 def test_another_config_is_another_cell(study):
     other = choose("laptop", "sc,te", "0", "", "stage2.lr=1e-4", study.results)
     found = tables.build(other)["table1"]

@@ -24,6 +24,7 @@ def test_vocabulary_is_fixed_and_the_same_size_for_every_source():
         assert tokenizer.words[:-10] == TOKENIZER.words[:-10]  # only the class words differ
 
 
+@pytest.mark.promise("captions")
 @settings(deadline=None)
 @given(st.lists(WORD_IDS, max_size=50))
 def test_any_words_survive_the_round_trip(ids):
@@ -75,6 +76,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert (loaded.words, loaded.names) == (tokenizer.words, CLASS_NAMES["fashion"])
 
 
+@pytest.mark.promise("damage")
 def test_damaged_or_foreign_files_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     TOKENIZER.save(path)

@@ -58,6 +58,7 @@ def same_tree(a, b) -> bool:
     return a == b
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("saved_step", [1, 4])  # before and after the discriminator's start
 def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
                                                          saved_step):
@@ -71,6 +72,7 @@ def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
     assert again.metrics() == whole.metrics()
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("saved_step", [2, 5])
 def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
                                                          saved_step):
@@ -141,6 +143,7 @@ def test_the_reconstruction_of_codes_is_the_models_own(trained):
     torch.testing.assert_close(model.codes(x), codes.long())
 
 
+@pytest.mark.promise("damage")
 def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkeypatch):
     s, calls = tiny(), []
     found = judge.Judge.load(s, trained)
@@ -219,6 +222,7 @@ def test_a_sample_does_not_depend_on_its_batch(trained):
     assert not torch.equal(found.text_to_image(model, scenes, s.evaluation, 1), whole)
 
 
+@pytest.mark.promise("input")
 def test_stage2_without_a_quantizer_names_the_notebook(tmp_path):
     with pytest.raises(SettingsError, match="notebook 03"):
         stage2.train(tiny("sc"), tmp_path)

@@ -124,6 +124,7 @@ def test_the_last_multiplier_repeats_for_larger_strides():
     assert level_channels(Stage1(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
 
 
+@pytest.mark.promise("input")
 @pytest.mark.parametrize("x, word", [
     (torch.zeros(2, 1, 64, 64), "(2, 1, 64, 64)"), (torch.zeros(3, 64, 64), "(3, 64, 64)"),
     (torch.zeros(1, 3, 66, 64), "multiples of 4"),

@@ -1,21 +1,21 @@
-"""Writes the README's results from the committed tables: `python -m tevq.report`.
+"""Writes the README's results and promises from the committed tables: `python -m tevq.report`.
 
-Nothing in that part of the README is typed; a test compares it with the tables.
+Nothing in those parts of the README is typed; a test compares them with the tables.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from tevq import machine, tables, views
+from tevq import machine, tables, torture, views
 from tevq.atomic import write_atomically
 from tevq.settings import SettingsError
 from tevq.study import Study, choose
 
 PRESET = "laptop"
 README = machine.ROOT / "README.md"
-BEGIN = "<!-- results: made by `python -m tevq.report`, do not edit -->\n"
-END = "<!-- end of results -->"
+MARKS = {part: (f"<!-- {part}: made by `python -m tevq.report`, do not edit -->\n",
+                f"<!-- end of {part} -->") for part in ("results", "promises")}
 
 
 def published_study(preset: str = PRESET) -> Study:
@@ -56,12 +56,28 @@ def markdown(view: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def promises() -> str:
+    """Markdown of what the last `./run_all.sh --torture` found."""
+    table = pd.read_csv(torture.RESULT, keep_default_na=False)
+    lines = ["| Promise | Tests passed | Measured |", "| --- | --- | --- |"]
+    for row in table.itertuples():
+        total = row.passed + row.failed + row.skipped
+        lines.append(f"| {row.promise} | {row.passed} of {total} | {row.measured or '–'} |")
+    one = table.iloc[0]
+    minutes = table["seconds"].sum() / 60
+    return ("\n".join(lines) + f"\n\n*{minutes:.0f} minutes of tests on {one.cores} cores "
+            f"({one.device}), torch {one.torch}, {one.date}, commit {one.commit[:7]}.*\n")
+
+
 def updated(text: str, study: Study) -> str:
-    """README text with its results replaced. Raises SettingsError without the two marks."""
-    start, stop = text.find(BEGIN), text.find(END)
-    if start < 0 or stop < start:
-        raise SettingsError(f"{README} lacks the lines {BEGIN.strip()} and {END}")
-    return f"{text[: start + len(BEGIN)]}\n{block(study)}\n{text[stop:]}"
+    """README text with its results and promises replaced. Raises SettingsError without marks."""
+    for part, content in {"results": block(study), "promises": promises()}.items():
+        begin, end = MARKS[part]
+        start, stop = text.find(begin), text.find(end)
+        if start < 0 or stop < start:
+            raise SettingsError(f"{README} lacks the lines {begin.strip()} and {end}")
+        text = f"{text[: start + len(begin)]}\n{content}\n{text[stop:]}"
+    return text
 
 
 if __name__ == "__main__":

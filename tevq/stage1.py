@@ -174,6 +174,9 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            if (step + 1) % 50 == 0:
+                print(f"{self.run.name}: warm-up step {step + 1:,} of {self.s.warmup_steps:,}",
+                      flush=True)
         vectors = self.some_features()
         self.model.quantizer.codebook.data.copy_(kmeans(vectors, self.s.codes, self.settings.seed))
         print(f"{self.run.name}: codebook started by k-means on {len(vectors):,} features")

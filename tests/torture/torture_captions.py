@@ -77,8 +77,8 @@ def tokenized(text: str) -> None:
 @pytest.mark.parametrize("kind, count", [("written", WRITTEN), ("mutated", MUTATED),
                                          ("random", RANDOM)])
 def test_a_million_captions(kind, count, record_property):
-    """Planted faults: the parser splits a unit without looking at its length (IndexError); a
-    clause that is repeated counts twice."""
+    """Planted faults: the parser looks at the first letter of a text that may have none; a clause
+    that is repeated counts twice."""
     draw, above, sound = random.Random(f"captions {kind}"), 0, 0
     for _ in range(count // CHUNK):
         truths = [clauses(draw) for _ in range(CHUNK)]
