@@ -1,17 +1,22 @@
 """Runs one stage in forked children that are killed: at random moments, and in the middle of saves.
 
-`python kills.py STAGE RESULTS KILLS SEED LONGEST`; STAGE is stage1, stage2 or evaluation. Prints
-how many children were killed, and how many of them inside a save. A process of its own, because
-PyTorch's threads do not survive a fork: the parent must not have computed anything.
+`python kills.py STAGE RESULTS KILLS SEED LONGEST`; STAGE is stage1, stage2 or evaluation. Children
+die in turn up to LONGEST seconds after their start, up to LONGEST seconds after they have saved
+something, and inside a save. Prints as JSON how many died, how many of them inside a save, and the
+step of the newest checkpoint after each death. A process of its own, because PyTorch's threads do
+not survive a fork: the parent must not have computed anything.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +26,8 @@ from small import FEATURES, tiny  # noqa: E402
 
 from tevq import evaluation, runs, stage1, stage2  # noqa: E402
 
-SETTINGS = tiny(**{"stage1.steps": 150, "stage1.disc_start": 40, "stage2.steps": 150,
-                   "stage2.probe_every": 75})
+SETTINGS = tiny(**{"stage1.steps": 300, "stage1.disc_start": 60, "stage2.steps": 300,
+                   "stage2.probe_every": 100})
 
 
 def work(stage: str, results: str) -> None:
@@ -71,10 +76,26 @@ def child(stage: str, results: str, countdown: int = 0) -> int:
         os._exit(code)
 
 
-def ended(pid: int, seconds: float) -> bool:
-    """Waits for a child for some time; True when it ended by itself. Raises if it failed."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def saved(stage: str, results: str) -> set[str]:
+    """Names of the files a stage keeps; the names hold the hash of the content."""
+    return {path.name for path in Path(results).glob(f"smoke/runs/{stage}/*/state/*.*")
+            if not path.name.startswith(".")}
+
+
+def changed(stage: str, results: str, before: set[str]) -> bool:
+    """Whether a stage has saved something since."""
+    return saved(stage, results) != before
+
+
+def newest_step(stage: str, results: str) -> int:
+    """Step of the newest checkpoint; 0 without one."""
+    return max((int(name[5:14]) for name in saved(stage, results) if name.startswith("step-")),
+               default=0)
+
+
+def ended(pid: int, stop: Callable[[], bool]) -> bool:
+    """Waits for a child, kills it when `stop` says so; True when it ended by itself."""
+    while not stop():
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status):
@@ -86,20 +107,40 @@ def ended(pid: int, seconds: float) -> bool:
     return False
 
 
+def never() -> bool:
+    """Waits for ever."""
+    return False
+
+
+def after(seconds: float, sign: Callable[[], bool] = lambda: True) -> Callable[[], bool]:
+    """True from `seconds` after `sign` has first been True."""
+    since: list[float] = []
+
+    def stop() -> bool:
+        if not since and sign():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > seconds
+
+    return stop
+
+
 def main(stage: str, results: str, kills: int, seed: int, longest: float) -> None:
-    """Kills `kills` children, every third one in a save, then lets the last one finish."""
-    moments, killed, inside = random.Random(seed), 0, 0
+    """Kills `kills` children, then lets the last one finish."""
+    moments, steps = random.Random(seed), []
     Path(results).mkdir(parents=True, exist_ok=True)
-    while killed < kills:
-        in_save = killed % 3 == 2
-        countdown = moments.randint(1, 12) if in_save else 0
-        pid = child(stage, results, countdown)
-        if ended(pid, 60 if in_save else moments.uniform(0, longest)):
+    while len(steps) < kills:
+        kind, seconds, before = len(steps) % 3, moments.uniform(0, longest), saved(stage, results)
+        progress = partial(changed, stage, results, before)
+        stop = [after(seconds), after(seconds, progress), never][kind]
+        if stage == "evaluation" and kind == 1:  # it saves only at its end
+            stop = after(seconds)
+        countdown = moments.randint(1, 12 if stage == "evaluation" else 40) if kind == 2 else 0
+        if ended(child(stage, results, countdown), stop):
             break
-        killed, inside = killed + 1, inside + in_save
+        steps.append(newest_step(stage, results))
     else:
-        ended(child(stage, results), 600)
-    print(f"killed {killed}, {inside} of them inside a save")
+        ended(child(stage, results), never)
+    print(json.dumps({"killed": len(steps), "inside": len(steps) // 3, "steps": steps}))
 
 
 if __name__ == "__main__":
