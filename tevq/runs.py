@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tevq import machine
+from tevq.budget import Deadline, OutOfTimeError
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree, write_atomically, write_json
 from tevq.settings import Settings, SettingsError, digest
 
@@ -181,6 +182,10 @@ class Run:
         """Done, with weights at hand (a fresh clone has summaries without weights)."""
         return self.done and any((self.folder / "state").glob("weights.*.safetensors"))
 
+    def agree(self, answer: bool) -> bool:
+        """The answer that all processes of this run act on; here there is one process."""
+        return answer
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)
 
@@ -189,39 +194,61 @@ class Loop:
     """Resumable training: restores its parts, hands out step numbers, saves, tells the time left.
 
     `parts` maps names to objects with `state_dict` and `load_state_dict`. The state of a run at a
-    step does not depend on when it was saved, so checkpoints go by the clock.
+    step does not depend on when it was saved, so checkpoints go by the clock. Near a deadline (see
+    budget.py) it saves and raises OutOfTimeError.
     """
 
     def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
         self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
         self.start, self.seconds = 0, 0.0
-        found = run.latest()
+        self.deadline = Deadline()
+        self.fresh = not self.restore()
+
+    def restore(self) -> bool:
+        """Puts all parts in the state of the newest checkpoint; False when there is none."""
+        found = self.run.latest()
         if found:
             self.start, state = found
             self.seconds = state.pop("seconds")
-            for name, part in parts.items():
+            for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+        return found is not None
 
     def __iter__(self) -> Iterator[int]:
         began = saved = said = time.monotonic()
         before = self.seconds
         if self.start:
             print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
+        if self.start < self.total and self._late():
+            raise self._out_of_time(self.start)
         for step in range(self.start, self.total):
             yield step
             now = time.monotonic()
             self.seconds = before + now - began
-            if now - saved > self.save_seconds and step + 1 < self.total:
+            late = step + 1 < self.total and self._late()
+            due = now - saved > self.save_seconds or self.deadline.needs_a_save
+            if late or (due and step + 1 < self.total):
                 self.save(step + 1)
                 saved = now
+            if late:
+                raise self._out_of_time(step + 1)
             if now - said > 30 or step + 1 == self.total:
                 self._say(step + 1, (now - began) / (step + 1 - self.start))
                 said = now
 
     def save(self, step: int) -> None:
         """A checkpoint after `step` finished steps."""
+        began = time.monotonic()
         state = {name: part.state_dict() for name, part in self.parts.items()}
         self.run.save(step, state | {"seconds": self.seconds})
+        self.deadline.saved(time.monotonic() - began)
+
+    def _late(self) -> bool:
+        return self.deadline.at < math.inf and self.run.agree(self.deadline.near())
+
+    def _out_of_time(self, step: int) -> OutOfTimeError:
+        return OutOfTimeError(f"{self.run.name}: stopped at step {step:,} of {self.total:,}, "
+                              "time is nearly up; the same command goes on from there")
 
     def _say(self, step: int, rate: float) -> None:
         left = (self.total - step) * rate
