@@ -60,6 +60,12 @@ def parser() -> Parser:
         help="notebooks side by side (default: 2, or 1 with a GPU)")
     add("--budget", type=float, default=math.inf, metavar="SECONDS",
         help="save and stop before so many seconds of the whole command have passed, exit code 75")
+    add("--workers", type=int, default=0, metavar="N",
+        help="Dask workers on this machine, one for each GPU if there are some")
+    add("--scheduler", default="", metavar="ADDRESS",
+        help="run on the workers of a Dask cluster, e.g. tcp://host:8786")
+    add("--slurm", default="", metavar="FILE",
+        help="run on Slurm jobs: YAML with `jobs` and the arguments of SLURMCluster")
     add("--results", default="", metavar="DIR", help="folder for the results (default: results/)")
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
@@ -92,6 +98,10 @@ def main(arguments: list[str] | None = None, folder: Path = graph.FOLDER) -> int
 def _run(options: argparse.Namespace, folder: Path) -> int:
     if options.jobs < 0:
         raise SettingsError(f"--jobs {options.jobs} is not allowed; use a whole number from 1")
+    if options.workers < 0:
+        raise SettingsError(f"--workers {options.workers} is not allowed; use 1 or more")
+    if sum(map(bool, (options.workers, options.scheduler, options.slurm))) > 1:
+        raise SettingsError("--workers, --scheduler and --slurm exclude each other; use one")
     if not options.budget >= LEAST_BUDGET:
         raise SettingsError(f"--budget {options.budget:g} is not allowed; use at least "
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
@@ -107,7 +117,14 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         return 0
     # since this process began, which run_all.sh continues in: its set-up counts too
     until = psutil.Process().create_time() + options.budget
-    return pipeline.run(made, options.jobs, say=_say, until=until)
+    if not made.to_run or not (options.workers or options.scheduler or options.slurm):
+        return pipeline.run(made, options.jobs, say=_say, until=until)
+    from tevq import cluster
+
+    with cluster.connect(study.folder, folder, options.scheduler, options.workers, options.slurm,
+                         _say) as pool:
+        return pipeline.run(made, options.jobs or pool.slots, _say, until=until,
+                            launch=pool.launch)
 
 
 def _say(text: str) -> None:

@@ -28,6 +28,7 @@ CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no noteboo
 STOP_SECONDS = execute.GRACE_SECONDS + 2  # before it ends: what still runs is told to stop
 
 Start = Callable[[Node, threading.Event], execute.Outcome]
+Launch = Callable[[execute.Request, Path, int, threading.Event], execute.Outcome]
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ def describe(made: Plan) -> str:
 
 
 def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
-        start: Start | None = None, until: float = math.inf) -> int:
+        start: Start | None = None, until: float = math.inf, launch: Launch | None = None) -> int:
     """Executes what has to run and reports.
 
     Returns 0, 1 if a notebook failed, budget.EXIT_CODE if time was up first.
     jobs: notebooks side by side; 0 = two on a processor with two or more cores, one with a GPU.
     start: executes one node (for tests). until: when to be through, in seconds since 1970.
+    launch: where notebooks are executed instead of on this machine (see cluster.py).
     Raises KeyboardInterrupt after stopping the children.
     """
     began = time.monotonic()
@@ -128,7 +130,7 @@ def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
 
         def start(node: Node, stop: threading.Event) -> execute.Outcome:
             threads = 0 if gpu else max(1, cores // min(jobs, made.widths[node.label]))
-            return _start(made, node, threads, stop, until)
+            return _start(made, node, threads, stop, until, launch or execute.launch)
 
     study, count = made.study, len(made.to_run)
     say(f"preset {study.preset}, variants {','.join(study.variants)}, seeds "
@@ -199,8 +201,8 @@ def _result(future: Future) -> execute.Outcome:
         return execute.Outcome("failed", error=str(error))
 
 
-def _start(made: Plan, node: Node, threads: int, stop: threading.Event,
-           until: float) -> execute.Outcome:
+def _start(made: Plan, node: Node, threads: int, stop: threading.Event, until: float,
+           launch: Launch) -> execute.Outcome:
     """Executes one node and, if it is done, writes its record."""
     copy, log = made.copy(node.label), made.log(node.label)
     record = log.with_suffix(".json")
@@ -214,7 +216,7 @@ def _start(made: Plan, node: Node, threads: int, stop: threading.Event,
         deadline=0.0 if until == math.inf else until - CLOSING_SECONDS,
     )
     began = time.time()
-    outcome = execute.launch(request, log, threads, stop)
+    outcome = launch(request, log, threads, stop)
     if outcome.status == "done":
         tree = {"made_from": made.fingerprints[node.label], "finished": time.time(),
                 "seconds": round(outcome.seconds, 1), "files": _written(made, node, began)}
