@@ -158,7 +158,8 @@ def _local(count: int):
     return SpecCluster(
         workers={i: {"cls": Nanny, "options": common | own[i]} for i in range(count)},
         scheduler={"cls": Scheduler,
-                   "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}})
+                   "options": {"host": "127.0.0.1", "port": 0, "dashboard": False,
+                               "dashboard_address": "127.0.0.1:0"}})
 
 
 def _slurm(file: str):

@@ -160,36 +160,41 @@ class SharedRun(Run):
     What returns something (`usable`, `latest`, `metrics`, `agree`) has to be asked by all.
     """
 
+    @property
+    def _alone(self) -> Run:
+        """The same run for the first process only: its methods call each other, not ours."""
+        return Run(self.folder, self.config)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        with super().lock() if leader() else contextlib.nullcontext():
+        with self._alone.lock() if leader() else contextlib.nullcontext():
             yield
 
     @property
     def usable(self) -> bool:
-        return tell(leader() and super().usable)
+        return tell(leader() and self._alone.usable)
 
     def start(self, device: machine.Machine) -> None:
         if leader():
-            super().start(device)
+            self._alone.start(device)
 
     def log(self, step: int, **numbers: float) -> None:
         if leader():
-            super().log(step, **numbers)
+            self._alone.log(step, **numbers)
 
     def metrics(self) -> list[dict[str, Any]]:
-        return tell(super().metrics() if leader() else None)
+        return tell(self._alone.metrics() if leader() else None)
 
     def save(self, step: int, state: Any) -> None:
         if leader():
-            super().save(step, state)
+            self._alone.save(step, state)
 
     def latest(self) -> tuple[int, Any] | None:
-        return tell(super().latest() if leader() else None)
+        return tell(self._alone.latest() if leader() else None)
 
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
         if leader():
-            super().finish(summary, weights)
+            self._alone.finish(summary, weights)
 
     def agree(self, answer: bool) -> bool:
         return tell(answer)
