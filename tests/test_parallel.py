@@ -3,25 +3,27 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from test_training import TINY, same_tree, tiny
 
-from tevq import execute, graph, stage1, stage2, train
+from tevq import execute, graph, losses, machine, parallel, stage1, stage2, train
 from tevq.runs import open_run
 
 CHILD = str(Path(__file__).parent / "parallel_child.py")
-# Sums in another order differ in the last bits of float32, and Adam's first steps divide gradients
-# by their own size, which makes a difference of 1e-7 in a gradient near zero one of up to lr = 1e-3
-LOSS_TOLERANCE = 1e-4  # relative, on every logged number
-WEIGHT_TOLERANCE = 2e-4  # mean absolute difference, in units of the weights' own mean size
+# (last early step, relative tolerance up to it, and after it) of every logged number. Sums in
+# another order differ in the last bits of float32. Batch norm's backward pass cancels most of the
+# discriminator's gradient, Adam divides gradients near zero by their own size, Muon rounds to
+# bfloat16, codes flip: all of that makes the difference grow from step to step.
+TOLERANCE = {"stage1": (3, 1e-5, 5e-2), "stage2": (1, 1e-5, 1e-2)}
 
 
-def words(stage: str, results: Path, **overrides) -> list[str]:
+def words(stage: str, results: Path) -> list[str]:
     """The command line of a tiny training, after the program's name."""
-    sets = [f"--set={name}={value}" for name, value in (TINY | overrides).items()]
+    sets = [f"--set={name}={value}" for name, value in TINY.items()]
     return [stage, "--results", str(results), *sets]
 
 
@@ -56,21 +58,88 @@ def trained(tmp_path_factory):
     return one, both
 
 
+def on_two_ranks(monkeypatch, work):
+    """What work(rank) returns in two threads, whose sums are those of two processes."""
+    place, sums, found = threading.Barrier(2, timeout=60), {}, {}
+    ranks = threading.local()
+
+    def total(x):
+        sums[ranks.own] = x.clone()
+        place.wait()
+        x.copy_(sums[0] + sums[1])
+        place.wait()
+        return x
+
+    def run(rank):
+        ranks.own = rank
+        found[rank] = work(rank)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "processes", lambda: 2)
+        patch.setattr(parallel, "total", total)
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return found
+
+
+def adversarial(real, fake, scale):
+    """Adaptive weight (fake's own scale as last layer), and the discriminator's gradients."""
+    torch.manual_seed(0)
+    critic = losses.PatchDiscriminator(8, 2).double()
+    y = fake * scale
+    weight = losses.adaptive_weight((y - real).square().mean(), -critic(y).mean(), scale)
+    losses.hinge_loss(critic(real), critic(y.detach())).backward()
+    parallel.average_gradients(critic)
+    return weight, [p.grad for p in critic.parameters()], dict(critic.named_buffers())
+
+
+def test_the_discriminator_sees_the_whole_batch(monkeypatch):
+    """In float64, hence to the last digits. Planted faults: batch norm of a part, its gradient of a
+    part, running variance of a part; adaptive weight of a part; gradients not averaged."""
+    torch.manual_seed(1)
+    real, fake = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64)
+    scale = torch.linspace(0.5, 1.5, 3, dtype=torch.float64)[:, None, None].requires_grad_()
+
+    def work(rank):
+        part = parallel.share(8, "batch", 2, rank)
+        return adversarial(real[part], fake[part], scale.detach().clone().requires_grad_())
+
+    wanted = adversarial(real, fake, scale)
+    for rank, found in on_two_ranks(monkeypatch, work).items():
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-12, msg=f"rank {rank}")
+
+
+def test_a_mean_over_words_counts_every_word_once(monkeypatch):
+    """Planted fault: weight 1, so that a part with fewer words counts as much."""
+    values = torch.arange(12.0).view(4, 3)
+    counted = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [0, 0, 0]]).bool()
+
+    def work(rank):
+        part = slice(2 * rank, 2 * rank + 2)
+        mean = values[part][counted[part]].mean() * parallel.mean_weight(counted[part])
+        return parallel.total(mean) / 2
+
+    found = on_two_ranks(monkeypatch, work)
+    assert found[0] == found[1] == pytest.approx(float(values[counted].mean()))
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_two_processes_train_what_one_does(trained, stage):
-    """Planted faults: gradients not averaged; batch norm or adaptive weight of a part; code counts
-    not summed; the mean over words of a part counted as much as that of another."""
+    """Planted faults: gradients not averaged; code counts not summed; the mean over the words of a
+    part counted as much as that of the other; both ranks given the same part."""
+    early, tight, loose = TOLERANCE[stage]
     one, both = (open_run(tiny(), stage, folder) for folder in trained)
-    assert both.summary() | {"seconds": 0, "finished": ""} == pytest.approx(
-        one.summary() | {"seconds": 0, "finished": ""}, rel=LOSS_TOLERANCE, abs=1e-5)
     rows = list(zip(both.metrics(), one.metrics(), strict=True))
-    assert len(rows) >= 6
+    assert len(rows) >= 6 and both.summary().keys() == one.summary().keys()
     for ours, theirs in rows:
-        assert ours == pytest.approx(theirs, rel=LOSS_TOLERANCE, abs=1e-5)
-    for name, wanted in one.weights().items():
-        if wanted.is_floating_point():
-            distance = (both.weights()[name] - wanted).abs().mean()
-            assert distance <= WEIGHT_TOLERANCE * wanted.abs().mean() + 1e-5, name
+        assert ours.keys() == theirs.keys()
+        tolerance = tight if ours["step"] <= early else loose
+        for name, value in theirs.items():
+            assert ours[name] == (value if isinstance(value, str) else pytest.approx(
+                value, rel=tolerance, abs=1e-6)), f"{name} at step {ours['step']}"
 
 
 def test_the_folder_is_that_of_a_notebook(trained):

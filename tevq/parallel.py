@@ -99,7 +99,7 @@ def mean_weight(counted: torch.Tensor) -> torch.Tensor | float:
     """
     if machine.processes() == 1:
         return 1.0
-    own = counted.sum().float()
+    own = counted.sum().double()
     return own * machine.processes() / total(own.clone()).clamp(min=1)
 
 
@@ -137,8 +137,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> same shape and type."""
         if machine.processes() == 1:
             return super().forward(x)
-        mean = _Average.apply(x.float().mean((0, 2, 3)))  # (C,)
-        centred = x.float() - mean[:, None, None]
+        y = x.to(self.weight.dtype)  # float32, also within autocast
+        mean = _Average.apply(y.mean((0, 2, 3)))  # (C,)
+        centred = y - mean[:, None, None]
         variance = _Average.apply(centred.square().mean((0, 2, 3)))
         n = machine.processes() * math.prod((len(x), *x.shape[2:]))
         with torch.no_grad():
