@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import presets, runs, stage1
+from tevq import loop, presets, runs, stage1
 from tevq.atomic import StorageError, write_atomically
 from tevq.runs import open_run
 
@@ -40,7 +40,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, 
                                                                       monkeypatch):
     """Planted fault: the error of the system as it is, a traceback without advice."""
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
-    monkeypatch.setattr(runs.Loop.__init__, "__defaults__", (-1,))
+    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1,))
     whole = stage1.train(tiny(), tmp_path / "whole")
     save = runs.Run.save
 

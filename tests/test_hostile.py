@@ -17,9 +17,9 @@ from tevq.checkpoint import DamagedFileError, load_tree
 from tevq.settings import SettingsError
 
 pytestmark = pytest.mark.promise("no-code")
-RUNNING_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+RUNNING_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load",
-         "torch.save", "np.load"}
+         "torch.save", "np.load", "yaml.load", "yaml.unsafe_load"}
 
 
 def code_that_runs_data(source: str) -> list[str]:
@@ -39,7 +39,8 @@ def code_that_runs_data(source: str) -> list[str]:
 
 @pytest.mark.parametrize("bad", [
     "import pickle", "from joblib import load", "torch.load(f)", "torch.save(m, f)",
-    "np.load(f, allow_pickle=True)", "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)"])
+    "np.load(f, allow_pickle=True)", "eval(x)", "yaml.load(f)", "os.system(x)",
+    "subprocess.run(x, shell=True)"])
 def test_the_search_finds_planted_faults(bad):
     assert code_that_runs_data(bad)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import runs, stage1, stage2
-from tevq.runs import NumbersError, open_run
+from tevq import loop, stage1, stage2
+from tevq.loop import NumbersError
+from tevq.runs import open_run
 
 pytestmark = pytest.mark.promise("numbers")
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.promise("numbers")
 @pytest.fixture(autouse=True)
 def save_every_step(monkeypatch):
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
-    monkeypatch.setattr(runs.Loop.__init__, "__defaults__", (-1,))
+    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1,))
 
 
 @pytest.fixture(scope="module")

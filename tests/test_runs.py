@@ -7,7 +7,8 @@ import torch
 
 from tevq import presets, runs
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.runs import Batches, Loop, open_run
+from tevq.loop import Batches, Loop
+from tevq.runs import open_run
 from tevq.settings import SettingsError
 
 

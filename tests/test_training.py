@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import classifier, evaluation, judge, machine, runs, stage1, stage2
+from tevq import classifier, evaluation, judge, loop, machine, runs, stage1, stage2
 from tevq.checkpoint import load_tree
 from tevq.equivariance import Probe
 from tevq.items import load_items
@@ -34,7 +34,7 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch, saved_step: int):
     """Every step is saved; the process dies right after the save of `saved_step`."""
-    original = runs.Loop.__init__
+    original = loop.Loop.__init__
 
     def always_save(self, run, parts, total, save_seconds=60):
         original(self, run, parts, total, save_seconds=-1)
@@ -46,7 +46,7 @@ def kill_at(monkeypatch, saved_step: int):
         if step == saved_step and self.folder.parent.name != "classifier":
             raise Killed
 
-    monkeypatch.setattr(runs.Loop, "__init__", always_save)
+    monkeypatch.setattr(loop.Loop, "__init__", always_save)
     monkeypatch.setattr(runs.Run, "save", save_and_die)
 
 

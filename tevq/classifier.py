@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from tevq import machine, scenes
 from tevq.items import Items, load_items
-from tevq.runs import Loop, Run, open_run
+from tevq.loop import Loop
+from tevq.runs import Run, open_run
 from tevq.settings import Settings
 
 

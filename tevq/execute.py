@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tevq import budget
 from tevq.graph import ROOT
 
 if TYPE_CHECKING:
@@ -43,11 +44,15 @@ class Request:
     failed: str  # where the copy of a failing notebook goes
     title: str
     parameters: dict[str, Any]
+    deadline: float = 0.0  # of its trainings, in seconds since 1970; 0 = none
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one execution ended: `done`, `failed`, `stopped`, or `left out` (never started)."""
+    """How one execution ended: `done`, `failed`, or `stopped` (by the budget or Ctrl-C).
+
+    Never started: `left out` because it needs a failed one, `not started` because time was up.
+    """
 
     status: str
     seconds: float = 0.0
@@ -78,6 +83,8 @@ def launch(request: Request, log: Path, threads: int, stop: threading.Event) -> 
     seconds = time.monotonic() - began
     if child.returncode == 0:
         return Outcome("done", seconds)
+    if child.returncode == budget.EXIT_CODE:
+        return Outcome("stopped", seconds, last_line(log))
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         return Outcome("failed", seconds, f"killed by {name}; most often out of memory")
@@ -154,6 +161,8 @@ def main() -> int:
     sys.modules["rfc3987_syntax"] = None
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     request = Request(**json.loads(sys.argv[1]))
+    if request.deadline:
+        os.environ[budget.VARIABLE] = str(request.deadline)  # for the kernel
     target, failed = Path(request.target), Path(request.failed)
     for folder in (target.parent, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +173,8 @@ def main() -> int:
         return 130
     except Exception as error:
         print(_describe(error))
-        return 1
+        late = getattr(error, "ename", "") == budget.OutOfTimeError.__name__
+        return budget.EXIT_CODE if late else 1
     import nbformat
 
     from tevq import webpage

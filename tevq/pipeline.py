@@ -7,6 +7,7 @@ decides whether it has to run again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -16,15 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq import execute, graph, lock
+from tevq import budget, execute, graph, lock
 from tevq.atomic import write_json
 from tevq.graph import Node
+from tevq.progress import UNFINISHED, duration, heartbeat, shorten, summary
 from tevq.settings import SettingsError
 from tevq.study import Study
 
 HEARTBEAT_SECONDS = 60
+CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
+STOP_SECONDS = execute.GRACE_SECONDS + 2  # before it ends: what still runs is told to stop
 
 Start = Callable[[Node, threading.Event], execute.Outcome]
+Launch = Callable[[execute.Request, Path, int, threading.Event], execute.Outcome]
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,14 @@ def describe(made: Plan) -> str:
 
 
 def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
-        start: Start | None = None) -> int:
-    """Executes what has to run and reports. Returns 0, or 1 if a notebook failed.
+        start: Start | None = None, until: float = math.inf, launch: Launch | None = None) -> int:
+    """Executes what has to run and reports.
 
+    Returns 0, 1 if a notebook failed, budget.EXIT_CODE if time was up first.
     jobs: notebooks side by side; 0 = two on a processor with two or more cores, one with a GPU.
-    start: executes one node (for tests). Raises KeyboardInterrupt after stopping the children.
+    start: executes one node (for tests). until: when to be through, in seconds since 1970.
+    launch: where notebooks are executed instead of on this machine (see cluster.py).
+    Raises KeyboardInterrupt after stopping the children.
     """
     began = time.monotonic()
     cores, gpu = _cores(), _has_gpu()
@@ -124,38 +132,45 @@ def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
 
         def start(node: Node, stop: threading.Event) -> execute.Outcome:
             threads = 0 if gpu else max(1, cores // min(jobs, made.widths[node.label]))
-            return _start(made, node, threads, stop)
+            return _start(made, node, threads, stop, until, launch or execute.launch)
 
     study, count = made.study, len(made.to_run)
     say(f"preset {study.preset}, variants {','.join(study.variants)}, seeds "
         f"{','.join(map(str, study.seeds))}, tables {','.join(map(str, study.tables))}: "
         f"{count} notebooks to run, {len(made.nodes) - count} unchanged; {jobs} at a time")
-    outcomes = _schedule(made, jobs, say, start)
-    say(_summary(made, outcomes, time.monotonic() - began))
-    return int(any(outcome.status != "done" for outcome in outcomes.values()))
+    outcomes = _schedule(made, jobs, say, start, until)
+    say(summary(made, outcomes, time.monotonic() - began))
+    states = {outcome.status for outcome in outcomes.values()}
+    if "failed" in states:
+        return 1
+    return budget.EXIT_CODE if states & set(UNFINISHED) else 0
 
 
-def _schedule(made: Plan, jobs: int, say: Callable, start: Start) -> dict[str, execute.Outcome]:
-    """Starts every node as soon as those that it needs are done."""
+def _schedule(made: Plan, jobs: int, say: Callable, start: Start,
+              until: float) -> dict[str, execute.Outcome]:
+    """Starts every node as soon as those that it needs are done, while there is time."""
     waiting, total = made.to_run, len(made.to_run)
-    planned = {node.label for node in waiting}
     outcomes: dict[str, execute.Outcome] = {}
     running: dict[Future, tuple[Node, float]] = {}
     stop = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
+                left = until - time.time()
                 for node in list(waiting):
-                    needs = [outcomes.get(need) for need in node.needs if need in planned]
-                    if any(need and need.status != "done" for need in needs):
-                        outcomes[node.label] = execute.Outcome("left out")
-                    elif all(needs) and len(running) < jobs:
+                    verdict = _verdict(made, node, outcomes, left)
+                    if verdict in ("left out", "not started"):
+                        outcomes[node.label] = execute.Outcome(verdict)
+                    elif verdict == "ready" and len(running) < jobs:
                         say(f"started {node.label}, log {shorten(made.log(node.label))}")
                         running[pool.submit(start, node, stop)] = node, time.monotonic()
                     else:
                         continue
                     waiting.remove(node)
-                done, _ = wait(running, HEARTBEAT_SECONDS, FIRST_COMPLETED)
+                if left < STOP_SECONDS:
+                    stop.set()
+                pause = math.inf if stop.is_set() else max(0.1, left - STOP_SECONDS)
+                done, _ = wait(running, min(HEARTBEAT_SECONDS, pause), FIRST_COMPLETED)
                 for future in done:
                     node, _ = running.pop(future)
                     outcomes[node.label] = outcome = _result(future)
@@ -163,10 +178,21 @@ def _schedule(made: Plan, jobs: int, say: Callable, start: Start) -> dict[str, e
                     say(f"[{len(outcomes)}/{total}] {node.label} {outcome.status} after "
                         f"{duration(outcome.seconds)}{text}")
                 if running and not done:
-                    say(_heartbeat(made, running))
+                    say(heartbeat(made, running))
         finally:
             stop.set()  # ends what still runs when an exception (Ctrl-C) leaves the loop
     return outcomes
+
+
+def _verdict(made: Plan, node: Node, outcomes: dict[str, execute.Outcome], left: float) -> str:
+    """`ready`, `wait`, or why a node will not be started; `left`: seconds of the budget."""
+    needs = [outcomes.get(need) for need in node.needs if made.reasons.get(need)]
+    states = {need.status if need else "wait" for need in needs}
+    if states & {"failed", "left out"}:
+        return "left out"
+    if left < CLOSING_SECONDS or states & set(UNFINISHED):
+        return "not started"
+    return "ready" if states <= {"done"} else "wait"
 
 
 def _result(future: Future) -> execute.Outcome:
@@ -177,7 +203,8 @@ def _result(future: Future) -> execute.Outcome:
         return execute.Outcome("failed", error=str(error))
 
 
-def _start(made: Plan, node: Node, threads: int, stop: threading.Event) -> execute.Outcome:
+def _start(made: Plan, node: Node, threads: int, stop: threading.Event, until: float,
+           launch: Launch) -> execute.Outcome:
     """Executes one node, unless another run of the study has just done it."""
     path = made.log(node.label).with_suffix(".lock")
     with lock.hold(path, f"{made.study.preset}/{node.label}", stop.is_set) as held:
@@ -187,10 +214,11 @@ def _start(made: Plan, node: Node, threads: int, stop: threading.Event) -> execu
         if (record.get("finished", 0) > made.made_at
                 and record["made_from"] == made.fingerprints[node.label]):
             return execute.Outcome("done", error="by another run of the study")
-        return _execute(made, node, threads, stop)
+        return _execute(made, node, threads, stop, until, launch)
 
 
-def _execute(made: Plan, node: Node, threads: int, stop: threading.Event) -> execute.Outcome:
+def _execute(made: Plan, node: Node, threads: int, stop: threading.Event, until: float,
+             launch: Launch) -> execute.Outcome:
     """Executes one node and, if it is done, writes its record."""
     copy, log = made.copy(node.label), made.log(node.label)
     record = log.with_suffix(".json")
@@ -201,9 +229,10 @@ def _execute(made: Plan, node: Node, threads: int, stop: threading.Event) -> exe
         failed=str(log.with_suffix(".ipynb")),
         title=f"{node.label} ({made.study.preset})",
         parameters=node.parameters,
+        deadline=0.0 if until == math.inf else until - CLOSING_SECONDS,
     )
     began = time.time()
-    outcome = execute.launch(request, log, threads, stop)
+    outcome = launch(request, log, threads, stop)
     if outcome.status == "done":
         tree = {"made_from": made.fingerprints[node.label], "finished": time.time(),
                 "seconds": round(outcome.seconds, 1), "files": _written(made, node, began)}
@@ -228,46 +257,6 @@ def _written(made: Plan, node: Node, began: float) -> list[str]:
         run_folder = open_run(node.settings[0], node.run, made.study.results or None).folder
         found.add(run_folder / "summary.json")
     return sorted(str(file.relative_to(home)) for file in found if file.exists())
-
-
-def _heartbeat(made: Plan, running: dict[Future, tuple[Node, float]]) -> str:
-    lines = [
-        f"  ... {node.label}, {duration(time.monotonic() - since)}: "
-        f"{execute.last_line(made.log(node.label))[:100]}" for node, since in running.values()]
-    return "\n".join(lines)
-
-
-def _summary(made: Plan, outcomes: dict[str, execute.Outcome], seconds: float) -> str:
-    """What happened, every failure with its log, and where the results are."""
-    states = [outcome.status for outcome in outcomes.values()]
-    counts = [f"{states.count('done')} done", f"{len(made.nodes) - len(made.to_run)} unchanged"]
-    counts += [f"{states.count(s)} {s}" for s in ("failed", "left out") if s in states]
-    lines = [f"{', '.join(counts)} in {duration(seconds)}"]
-    for label, outcome in outcomes.items():
-        if outcome.status == "failed":
-            log = made.log(label)
-            lines += [f"failed: {label}: {outcome.error}",
-                      f"    log {shorten(log)}, notebook {shorten(log.with_suffix('.ipynb'))}"]
-    if left := [label for label, outcome in outcomes.items() if outcome.status == "left out"]:
-        lines.append(f"left out, because they need a failed one: {', '.join(left)}")
-    home = shorten(made.study.folder)
-    return "\n".join([*lines, f"notebooks  {home}/notebooks/*.html (and .ipynb)",
-                      f"tables     {home}/tables/*.csv", f"figures    {home}/figures/*.png"])
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 03 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def shorten(path: Path) -> str:
-    """A path as seen from the current folder, if it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _make(folder: Path) -> None:

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tevq import lock, machine
 from tevq.atomic import write_atomically, write_json, writing
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.settings import OneLine, Settings, SettingsError, digest
+from tevq.settings import Settings, SettingsError, digest
 
 PARTS = {  # the groups of settings that decide each kind of run
     "classifier": ("data", "classifier"),
@@ -31,7 +29,6 @@ PARTS = {  # the groups of settings that decide each kind of run
     "quantizer": ("data", "classifier", "stage1"),
 }
 KEEP = 2  # checkpoints of an unfinished run
-CHECK_EVERY = 20  # steps between looks at the numbers, each of which waits for the device
 
 
 def results_root(folder: str | Path | None = None) -> Path:
@@ -62,10 +59,6 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
         words.append(f"{settings.stage2.fraction:.2f}".replace("0.", "p"))
     name = "-".join([*words, digest(config)])
     return Run(results_root(results) / settings.preset / "runs" / kind / name, config)
-
-
-class NumbersError(OneLine, FloatingPointError):
-    """A loss or gradient became infinite or no number."""
 
 
 @dataclass
@@ -185,92 +178,12 @@ class Run:
         """Steps of the checkpoints that are kept, newest first."""
         return [int(path.name[5:14]) for path in self._checkpoints()]
 
+    def agree(self, answer: bool) -> bool:
+        """The answer that all processes of this run act on; here there is one process."""
+        return answer
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)
-
-
-class Loop:
-    """Resumable training: restores its parts, hands out step numbers, saves, tells the time left.
-
-    `parts` maps names to objects with `state_dict` and `load_state_dict`. The state of a run at a
-    step does not depend on when it was saved, so checkpoints go by the clock.
-    """
-
-    def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
-        self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
-        self.start, self.seconds, self.step = 0, 0.0, 0
-        self.bad: torch.Tensor | int = -1  # first step with a number that is not finite
-        found = run.latest()
-        if found:
-            self.start, state = found
-            self.seconds = state.pop("seconds")
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-
-    def __iter__(self) -> Iterator[int]:
-        began = saved = said = time.monotonic()
-        before = self.seconds
-        if self.start:
-            print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
-        for step in range(self.start, self.total):
-            self.step = step
-            yield step
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.total:
-                self.check()
-            now = time.monotonic()
-            self.seconds = before + now - began
-            if now - saved > self.save_seconds and step + 1 < self.total:
-                self.save(step + 1)
-                saved = now
-            if now - said > 30 or step + 1 == self.total:
-                self._say(step + 1, (now - began) / (step + 1 - self.start))
-                said = now
-
-    def see(self, *numbers: torch.Tensor) -> None:
-        """Looks at the loss and the gradient norm of a step, without waiting for the device."""
-        finite = torch.stack([number.detach().float() for number in numbers]).isfinite().all()
-        now = torch.where(finite, -1, self.step)
-        self.bad = now if isinstance(self.bad, int) else torch.where(self.bad < 0, now, self.bad)
-
-    def check(self) -> None:
-        """Raises NumbersError, with the step, if what `see` was shown was not finite."""
-        if int(self.bad) < 0:
-            return
-        kind, seed = self.run.folder.parent.name, self.run.config.get("seed", 0)
-        kept = self.run.steps_saved()
-        rest = f"the checkpoint of step {kept[0]:,} is intact" if kept else "nothing was saved yet"
-        raise NumbersError(f"{self.run.name}: the loss or its gradient is not finite at step "
-                           f"{int(self.bad) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
-
-    def save(self, step: int) -> None:
-        """A checkpoint after `step` finished steps, unless a number went bad."""
-        self.check()
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        self.run.save(step, state | {"seconds": self.seconds})
-
-    def _say(self, step: int, rate: float) -> None:
-        left = (self.total - step) * rate
-        print(f"{self.run.name}: step {step:,} of {self.total:,}, {left / 60:.1f} min left",
-              flush=True)
-
-
-class Batches:
-    """Data order: a pure function of (seed, step), so a resumed run sees what it would have seen.
-
-    `batches[step]` -> indices (batch,); every epoch is a new permutation of range(n), its
-    incomplete last batch left out.
-    """
-
-    def __init__(self, n: int, batch: int, seed: int):
-        self.n, self.batch, self.seed = n, min(batch, n), seed
-        self.epoch, self.order = -1, torch.empty(0)
-
-    def __getitem__(self, step: int) -> torch.Tensor:
-        epoch, position = divmod(step, self.n // self.batch)
-        if epoch != self.epoch:
-            random = machine.generator(self.seed, epoch)
-            self.epoch, self.order = epoch, torch.randperm(self.n, generator=random)
-        return self.order[position * self.batch : (position + 1) * self.batch]
 
 
 def _rounded(value: Any) -> Any:

@@ -6,10 +6,11 @@ import math
 
 import torch
 
-from tevq import classifier, losses, machine, scenes
+from tevq import classifier, losses, machine, parallel, scenes
 from tevq.items import load_items
+from tevq.loop import Batches, Loop
 from tevq.quantizer import codebook_health, orthogonality
-from tevq.runs import Batches, Loop, Run, open_run
+from tevq.runs import Run, open_run
 from tevq.settings import Settings, SettingsError
 from tevq.vqgan import VQGAN
 
@@ -24,7 +25,7 @@ def train(settings: Settings, results=None) -> Run:
     Interrupted work goes on from the last checkpoint. Raises SettingsError on bad input and
     NumbersError when loss or gradient are no longer finite.
     """
-    run = open_run(settings, "stage1", results)
+    run = parallel.shared(open_run(settings, "stage1", results))
     with run.lock():
         if not run.usable:
             where = machine.detect(settings.precision)
@@ -57,6 +58,7 @@ class Trainer:
         self.items = load_items(settings.data.source, "train")
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
+        self.share = parallel.own_share(self.batches.batch, "stage1.batch")
         machine.seed_everything(settings.seed)
         to = {"device": where.device, "memory_format": torch.channels_last}
         self.model = VQGAN(s).to(**to)
@@ -67,9 +69,9 @@ class Trainer:
         self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
         self.usage.register_buffer("counts", torch.zeros(s.codes, device=where.device))
 
-    def images(self, step: int) -> torch.Tensor:
-        """Batch (B, 3, 64, 64) of a step, in [-1, 1], channels last, on the device."""
-        x = scenes.render(self.scenes, self.items, self.batches[step], self.where.device)
+    def images(self, step: int, part: slice = slice(None)) -> torch.Tensor:
+        """Batch (B, 3, 64, 64) of a step or part of it; in [-1, 1], channels last, on device."""
+        x = scenes.render(self.scenes, self.items, self.batches[step][part], self.where.device)
         return x.contiguous(memory_format=torch.channels_last)
 
     def train(self) -> None:
@@ -77,20 +79,25 @@ class Trainer:
         parts = {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
                  "critic_optimizer": self.critic_optimizer, "usage": self.usage}
         loop = self.loop = Loop(self.run, parts, self.s.steps)
-        if loop.start == 0:
-            self.start_codebook()
+        if loop.fresh:
+            if parallel.leader():
+                self.start_codebook()
+            loop.save(0)  # the warm-up and k-means are not done again
+            if machine.processes() > 1:
+                loop.restore()
         for step in loop:
             for optimizer in (self.optimizer, self.critic_optimizer):
                 for group in optimizer.param_groups:
                     group["lr"] = self.s.lr * self.rate(step)
             if step == self.s.disc_start and self.s.disc_weight > 0:
                 print(f"{self.run.name}: step {step:,}, the discriminator starts")
-            x = self.images(step)
+            x = self.images(step, self.share)
             numbers, fake, codes = self.generator_step(x, step)
             if step >= self.s.disc_start and self.s.disc_weight > 0:
                 numbers |= self.critic_step(x, fake)
             loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            self.usage.counts += torch.bincount(codes.flatten(), minlength=self.s.codes)
+            counts = torch.bincount(codes.flatten(), minlength=self.s.codes)
+            self.usage.counts += parallel.total(counts)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
@@ -129,6 +136,7 @@ class Trainer:
             loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.optimizer.step()
         numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
@@ -142,6 +150,7 @@ class Trainer:
         loss = losses.hinge_loss(real_logits, fake_logits)
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.critic)
         self.critic_optimizer.step()
         return {"critic_loss": loss, "real_logits": real_logits.mean(),
                 "fake_logits": fake_logits.mean()}
@@ -149,7 +158,8 @@ class Trainer:
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         self.loop.check()
-        plain = {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
+        plain = parallel.average_numbers(
+            {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()})
         health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
         self.usage.counts.zero_()
         penalty = float(orthogonality(self.model.quantizer.codebook.detach()))

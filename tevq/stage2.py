@@ -8,13 +8,14 @@ import time
 import numpy as np
 import torch
 
-from tevq import machine
+from tevq import machine, parallel
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.judge import Judge, case_values, encode_scenes, split_of
+from tevq.loop import Batches, Loop
 from tevq.muon import Muon, block_matrices
-from tevq.runs import Batches, Loop, Run, open_run
+from tevq.runs import Run, open_run
 from tevq.settings import Settings, SettingsError, digest
-from tevq.transformer import Transformer
+from tevq.transformer import PAD, Transformer
 
 LOG_EVERY = 25  # steps between lines of metrics.jsonl; odd, so that both directions show
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
@@ -27,7 +28,7 @@ def train(settings: Settings, results=None) -> Run:
     Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
     checkpoint. Raises NumbersError when loss or gradient are no longer finite.
     """
-    run = open_run(settings, "stage2", results)
+    run = parallel.shared(open_run(settings, "stage2", results))
     with run.lock():
         if not run.usable:
             where = machine.detect(settings.precision)
@@ -89,6 +90,7 @@ class Trainer:
         self.codes = codes[:count].to(where.device)
         self.captions = torch.from_numpy(scenes.caption[:count]).to(where.device)
         self.batches = Batches(count, s.batch, settings.seed)
+        self.share = parallel.own_share(self.batches.batch, "stage2.batch")
         machine.seed_everything(settings.seed)
         self.model = build(settings, judge, where.dtype)
         self.optimizers = build_optimizers(self.model, settings)
@@ -110,7 +112,8 @@ class Trainer:
             last = step + 1 == self.s.steps
             if (step + 1) % LOG_EVERY == 0 or last:
                 self.log(step + 1, numbers)
-            if self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last):
+            due = self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last)
+            if due and parallel.leader():
                 self.probe(step + 1)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "sequences": self.s.steps * self.batches.batch,
@@ -122,12 +125,14 @@ class Trainer:
         """One update in one direction; with both, they take turns."""
         turns = DIRECTIONS[self.s.directions]
         direction = turns[step % len(turns)]
-        index = self.batches[step].to(self.where.device)
-        loss = self.model.loss(self.captions[index].long(), self.codes[index].long(), direction,
-                               self.s.target_weight)
+        index = self.batches[step][self.share].to(self.where.device)
+        text = self.captions[index].long()
+        loss = self.model.loss(text, self.codes[index].long(), direction, self.s.target_weight,
+                               parallel.mean_weight(text[:, 1:] != PAD))
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        parallel.average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip or math.inf)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -138,7 +143,7 @@ class Trainer:
         """One line of metrics."""
         self.loop.check()
         direction = numbers.pop("direction")
-        plain = {key: float(value) for key, value in numbers.items()}
+        plain = parallel.average_numbers({key: float(value) for key, value in numbers.items()})
         self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
 
     def probe(self, step: int) -> None:

@@ -187,17 +187,19 @@ class Transformer(nn.Module):
         raise unknown("direction", direction, DIRECTIONS)
 
     def loss(
-        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0
+        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0,
+        text_weight: Tensor | float = 1.0,
     ) -> Losses:
         """Mean cross-entropies; total = (given + w * generated) / (1 + w), w = 7 officially.
 
-        PAD targets are ignored. Arguments as in `forward`.
+        PAD targets are ignored. Arguments as in `forward`; `text_weight` scales the text loss (for
+        parts of a batch with unequal numbers of words).
         """
         text_logits, image_logits = self(text, codes, direction)
         image_target = codes.flatten(1)[:, self.N - image_logits.shape[1] :]
         text_loss = F.cross_entropy(
             text_logits.flatten(0, 1), text[:, 1:].flatten(), ignore_index=PAD
-        )
+        ) * text_weight
         image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
         given, generated = text_loss, image_loss
         if direction == "i2t":

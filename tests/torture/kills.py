@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import FEATURES, tiny  # noqa: E402
 
-from tevq import evaluation, runs, stage1, stage2  # noqa: E402
+from tevq import evaluation, loop, stage1, stage2  # noqa: E402
 
 SETTINGS = tiny(**{"stage1.steps": 300, "stage1.disc_start": 60, "stage2.steps": 300,
                    "stage2.probe_every": 100})
@@ -34,7 +34,7 @@ def work(stage: str, results: str) -> None:
     """One stage, a checkpoint after every step."""
     torch.set_num_threads(1)
     stage1.KMEANS_VECTORS, evaluation.PROBE_ITEMS = FEATURES, 6
-    runs.Loop.__init__.__defaults__ = (-1,)
+    loop.Loop.__init__.__defaults__ = (-1,)
     {"stage1": stage1.train, "stage2": stage2.train, "evaluation": evaluate}[stage](
         SETTINGS, results)
 

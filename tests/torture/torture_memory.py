@@ -14,14 +14,14 @@ import os, sys
 sys.path.insert(0, sys.argv[3])
 import psutil, torch
 from small import FEATURES, tiny
-from tevq import runs, stage1, stage2
+from tevq import loop, stage1, stage2
 torch.set_num_threads(1)
 stage1.KMEANS_VECTORS = FEATURES
 stage, results = sys.argv[1], sys.argv[2]
 s = tiny(**{f"{stage}.steps": 2001, "stage1.disc_start": 50, "stage2.probe_every": 100})
 if stage == "stage2":
     stage1.train(s, results)
-steps = runs.Loop.__iter__
+steps = loop.Loop.__iter__
 def watched(self):
     for step in steps(self):
         yield step
@@ -29,7 +29,7 @@ def watched(self):
             self.save(step + 1)
         if step + 1 in (200, 2000):
             print("resident", step + 1, psutil.Process().memory_info().rss, flush=True)
-runs.Loop.__iter__ = watched
+loop.Loop.__iter__ = watched
 {"stage1": stage1, "stage2": stage2}[stage].train(s, results)
 """
 

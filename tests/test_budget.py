@@ -1,0 +1,151 @@
+"""Work in pieces: trainings and the runner stop before a deadline, and lose nothing."""
+
+import threading
+import time
+
+import pytest
+from fakes import write_all, write_notebook
+from small import tiny
+from test_training import same_tree
+
+from tevq import budget, execute, loop, pipeline, stage1, stage2
+from tevq.__main__ import main
+from tevq.runs import open_run
+from tevq.settings import SettingsError
+from tevq.study import choose
+
+
+class Clock:
+    """Stands for the module `time`: a second passes whenever somebody looks."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self) -> float:
+        self.now += 1
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing here waits")
+
+
+def test_a_deadline_keeps_the_longest_step_and_two_saves_free(monkeypatch):
+    """Planted faults: the step, or one of the saves, not counted."""
+    monkeypatch.setattr(budget, "time", Clock())
+    monkeypatch.setenv(budget.VARIABLE, "1010")
+    deadline = budget.Deadline()
+    assert deadline.needs_a_save
+    deadline.saved(2.5)
+    assert not deadline.needs_a_save
+    # a second a step: at second 1004, one step and two saves would end at 1010
+    assert [deadline.near() for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
+    """Planted fault: the text passed on to float."""
+    monkeypatch.setenv(budget.VARIABLE, "soon")
+    with pytest.raises(SettingsError, match="TEVQ_DEADLINE = 'soon' is not a time"):
+        budget.Deadline()
+
+
+def in_pieces(train, settings, results, monkeypatch, steps_each: int) -> int:
+    """Trains with a deadline after every few steps; how often the time was up."""
+    stops = 0
+    while True:
+        clock = Clock()
+        monkeypatch.setattr(budget, "time", clock)
+        monkeypatch.setenv(budget.VARIABLE, str(clock.now + steps_each + 2))
+        try:
+            train(settings, results)
+            return stops
+        except budget.OutOfTimeError as error:
+            assert "the same command goes on" in str(error)
+            stops += 1
+
+
+def test_both_stages_in_pieces_are_bitwise_the_uninterrupted_ones(tmp_path, monkeypatch):
+    """Planted faults: no save before the stop; the start of the codebook not saved."""
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", 400)
+    monkeypatch.setattr(budget.Deadline, "saved", lambda self, seconds: None)  # 0 s, and no clock
+    starts, original = [], stage1.Trainer.start_codebook
+    monkeypatch.setattr(stage1.Trainer, "start_codebook",
+                        lambda self: (starts.append(1), original(self)))
+    s = tiny()
+    for kind, train in (("stage1", stage1.train), ("stage2", stage2.train)):
+        whole = train(s, tmp_path / "whole")
+        assert in_pieces(train, s, tmp_path / "pieces", monkeypatch, 2) >= 2
+        again = open_run(s, kind, tmp_path / "pieces")
+        assert same_tree(again.weights(), whole.weights())
+        assert again.metrics() == whole.metrics()
+        monkeypatch.delenv(budget.VARIABLE)
+    assert len(starts) == 2  # one for each of the two trainings
+
+
+def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
+    """Planted fault: the loop asks only after a step."""
+    monkeypatch.setenv(budget.VARIABLE, "1")
+    steps = loop.Loop(open_run(tiny(), "stage2", tmp_path), {}, 5)
+    with pytest.raises(budget.OutOfTimeError, match="step 0 of 5"):
+        next(iter(steps))
+
+
+def test_the_runner_starts_nothing_late_and_says_how_to_go_on(tmp_path):
+    """Planted faults: nodes started after the deadline; a stopped node counted as a failure."""
+    study = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
+    made = pipeline.plan(study, folder=write_all(tmp_path / "notebooks"))
+    said, order = [], []
+
+    def start(node, stop: threading.Event) -> execute.Outcome:
+        order.append(node.label)
+        if node.label != "03_stage1-te-s0":
+            return execute.Outcome("done")
+        assert stop.wait(30)  # as a notebook that trains nothing and does not look at the clock
+        return execute.Outcome("stopped")
+
+    until = time.time() + pipeline.CLOSING_SECONDS + 0.5
+    pipeline_stop, pipeline.STOP_SECONDS = pipeline.STOP_SECONDS, pipeline.CLOSING_SECONDS
+    try:
+        code = pipeline.run(made, 2, said.append, start, until)
+    finally:
+        pipeline.STOP_SECONDS = pipeline_stop
+    assert code == budget.EXIT_CODE
+    assert set(order) == {"01_dataset", "03_stage1-sc-s0", "03_stage1-te-s0", "04_stage2-sc-s0"}
+    assert "3 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
+    assert "stopped by the budget; the same command goes on" in said[-1]
+    order.clear()
+    assert pipeline.run(made, 2, said.append, start, time.time()) == budget.EXIT_CODE
+    assert not order and "8 not started" in said[-1]
+
+
+def test_a_failure_counts_more_than_the_budget(tmp_path):
+    """Planted fault: exit code 75, with which a script would go on for ever."""
+    study = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
+    made = pipeline.plan(study, "01,03", folder=write_all(tmp_path / "notebooks"))
+    outcomes = {"01_dataset": "done", "03_stage1-sc-s0": "failed", "03_stage1-te-s0": "stopped"}
+
+    def start(node, stop: threading.Event) -> execute.Outcome:
+        return execute.Outcome(outcomes[node.label])
+
+    assert pipeline.run(made, 1, lambda text: None, start) == 1
+
+
+def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys, monkeypatch):
+    """Planted faults: exit code 1 of the child; the deadline not handed to the kernel."""
+    folder = write_all(tmp_path / "notebooks")
+    write_notebook(folder, "01_dataset", "import os, time\nfrom tevq import budget\n"
+                   "left = float(os.environ[budget.VARIABLE]) - time.time()\n"
+                   "raise budget.OutOfTimeError(f'{left:.0f} s left, the same command goes on')")
+    words = ["--notebooks", "01", "--results", str(tmp_path / "results"), "--budget", "1e6"]
+    assert main(words, folder) == budget.EXIT_CODE
+    said = capsys.readouterr().out
+    assert "01_dataset stopped after" in said and "s left, the same command goes on" in said
+    assert "1 stopped" in said and "failed" not in said
+    left = int(said.split("OutOfTimeError: ")[1].split(" s left")[0])
+    assert 0 < left < 1e6 - pipeline.CLOSING_SECONDS
+
+
+@pytest.mark.parametrize("value", ["59", "0", "-5", "nan"])
+def test_a_budget_too_small_to_start_is_refused(value, capsys):
+    """Planted fault: any number accepted; nothing would ever get done."""
+    assert main(["--budget", value]) == 2
+    assert "use at least 60 seconds" in capsys.readouterr().err
