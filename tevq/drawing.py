@@ -34,11 +34,12 @@ def render(scenes: Scenes, items: Items, index=slice(None), device=None) -> torc
     place = scenes.place[index]
     scene, slot = np.nonzero(place != UNUSED)
     offset = np.array(OFFSETS)[place[scene, slot]]
-    numbers = (scenes.item[index][scene, slot], scenes.colour[index][scene, slot], offset, scene)
-    item, colour, offset, scene = (
-        torch.from_numpy(x.astype(np.int64)).to(items.images.device) for x in numbers)
+    # found here, not on a GPU, which would have to be waited for
+    row, channel = np.nonzero(np.array(RGB)[scenes.colour[index][scene, slot]])
+    numbers = (scenes.item[index][scene, slot][row], channel, offset[row], scene[row])
     canvas = _blank(len(place), IMAGE_SIZE, items.images.device)
-    _paint(canvas, items.images, item, colour, offset, scene)
+    _paint(canvas, items.images, *(
+        torch.from_numpy(x.astype(np.int64)).to(items.images.device) for x in numbers))
     return canvas
 
 
@@ -55,9 +56,11 @@ def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene
     shape = (count, IMAGE_SIZE + 2 * edge, images.device)
     canvas = None
     item = torch.arange(len(images), device=images.device)
+    inked = torch.tensor(RGB, dtype=torch.bool, device=images.device)[colour]  # (M, 3)
     for layer in _layers(scene):
         sheet = _blank(*shape)
-        _paint(sheet, images, item[layer], colour[layer], offset[layer], scene[layer])
+        row, channel = inked[layer].nonzero(as_tuple=True)
+        _paint(sheet, images, item[layer][row], channel, offset[layer][row], scene[layer][row])
         canvas = sheet if canvas is None else torch.maximum(canvas, sheet)
     canvas = _blank(*shape) if canvas is None else canvas
     return canvas[:, :, edge:-edge, edge:-edge].contiguous()
@@ -82,12 +85,10 @@ def _windows(images: torch.Tensor) -> torch.Tensor:
     return images.unfold(2, ITEM_SIZE, 1).unfold(3, ITEM_SIZE, 1)
 
 
-def _paint(canvas, images, item, colour, offset, scene) -> None:
-    """Writes items into their windows of `canvas`; windows of one call must not overlap."""
-    inked = torch.tensor(RGB, dtype=torch.bool, device=canvas.device)[colour]  # (M, 3)
-    row, channel = inked.nonzero(as_tuple=True)  # only the channels that have ink
-    ink = images[item[row]].float().mul_(2 / 255).sub_(1)
-    _windows(canvas)[scene[row], channel, offset[row, 0], offset[row, 1]] = ink
+def _paint(canvas, images, item, channel, offset, scene) -> None:
+    """Writes items into one channel each of `canvas`; windows of one call must not overlap."""
+    ink = images[item].float().mul_(2 / 255).sub_(1)
+    _windows(canvas)[scene, channel, offset[:, 0], offset[:, 1]] = ink
 
 
 def _layers(scene: torch.Tensor) -> list[torch.Tensor]:

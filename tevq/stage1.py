@@ -55,7 +55,7 @@ class Trainer:
         if s.perceptual == "classifier":
             judge = classifier.load(settings, results, where.device)
         self.perceptual = losses.perceptual_loss(s.perceptual, judge, where.device)
-        self.items = load_items(settings.data.source, "train")
+        self.items = load_items(settings.data.source, "train").to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
         self.share = parallel.own_share(self.batches.batch, "stage1.batch")
@@ -71,7 +71,7 @@ class Trainer:
 
     def images(self, step: int, part: slice = slice(None)) -> torch.Tensor:
         """Batch (B, 3, 64, 64) of a step or part of it; in [-1, 1], channels last, on device."""
-        x = scenes.render(self.scenes, self.items, self.batches[step][part], self.where.device)
+        x = scenes.render(self.scenes, self.items, self.batches[step][part])
         return x.contiguous(memory_format=torch.channels_last)
 
     def train(self) -> None:
@@ -96,14 +96,18 @@ class Trainer:
             if step >= self.s.disc_start and self.s.disc_weight > 0:
                 numbers |= self.critic_step(x, fake)
             loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            counts = torch.bincount(codes.flatten(), minlength=self.s.codes)
-            self.usage.counts += parallel.total(counts)
+            self.usage.counts += parallel.total(self.count(codes))
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "images": self.s.steps * self.batches.batch,
                          "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
                         self.model.state_dict())
+
+    def count(self, codes: torch.Tensor) -> torch.Tensor:
+        """How often each code was chosen, (K,). (`bincount` would wait for a GPU.)"""
+        ones = torch.ones(codes.numel(), device=codes.device)
+        return torch.zeros_like(self.usage.counts).index_add_(0, codes.flatten(), ones)
 
     def rate(self, step: int) -> float:
         """Share of the learning rate: constant (official), or a cosine to a tenth."""
