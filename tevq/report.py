@@ -1,21 +1,24 @@
-"""Writes the README's results and promises from the committed tables: `python -m tevq.report`.
+"""Writes the generated parts of the README from the committed tables: `python -m tevq.report`.
 
 Nothing in those parts of the README is typed; a test compares them with the tables.
 """
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
-from tevq import machine, tables, torture, views
+from tevq import cost, machine, tables, torture, views
 from tevq.atomic import write_atomically
+from tevq.runs import open_run
 from tevq.settings import SettingsError
 from tevq.study import Study, choose
 
 PRESET = "laptop"
 README = machine.ROOT / "README.md"
 MARKS = {part: (f"<!-- {part}: made by `python -m tevq.report`, do not edit -->\n",
-                f"<!-- end of {part} -->") for part in ("results", "promises")}
+                f"<!-- end of {part} -->") for part in ("results", "promises", "scaling")}
 
 
 def published_study(preset: str = PRESET) -> Study:
@@ -69,9 +72,38 @@ def promises() -> str:
             f"({one.device}), torch {one.torch}, {one.date}, commit {one.commit[:7]}.*\n")
 
 
+def scaling(study: Study) -> str:
+    """Markdown of what trainings cost: counted, measured in committed runs, extrapolated."""
+    lines = ["| Preset | Training | Samples | GFLOP a sample | PFLOP | Measured | "
+             "H200 hours, extrapolated |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    table = pd.read_csv(cost.RESULT)
+    for row in table.itertuples():
+        lines.append(f"| {row.preset} | {row.stage} | {row.samples:,} | {row.gflop_per_sample:g} | "
+                     f"{row.pflop:g} | {_measured(study, row.preset, row.stage)} | "
+                     f"{row.h200_hours:g} |")
+    return "\n".join(lines) + (
+        f"\n\n*Matrix products and convolutions, forward and backward, counted by torch; "
+        f"extrapolated to {table.assumed_share[0]:.0%} of {cost.H200_BFLOAT16 / 1e12:.0f} TFLOP/s, "
+        "which nobody has measured yet. Five variants and three seeds are 15 times as much.*\n")
+
+
+def _measured(study: Study, preset: str, kind: str) -> str:
+    """Mean minutes of the committed trainings of a preset, and on what."""
+    if preset != study.preset:
+        return "–"
+    runs = [open_run(cell, kind, study.results) for cell in study.cells]
+    seconds = [run.summary()["seconds"] for run in runs if run.done]
+    if not seconds:
+        return "–"
+    on = json.loads((runs[0].folder / "config.json").read_text())["machine"]
+    return (f"{sum(seconds) / len(seconds) / 60:.0f} min ({len(seconds)} runs, {on['device_name']},"
+            f" {on['precision']}, {on['threads']} thread{'s' * (on['threads'] > 1)})")
+
+
 def updated(text: str, study: Study) -> str:
-    """README text with its results and promises replaced. Raises SettingsError without marks."""
-    for part, content in {"results": block(study), "promises": promises()}.items():
+    """README text with its generated parts replaced. Raises SettingsError without marks."""
+    contents = {"results": block(study), "promises": promises(), "scaling": scaling(study)}
+    for part, content in contents.items():
         begin, end = MARKS[part]
         start, stop = text.find(begin), text.find(end)
         if start < 0 or stop < start:

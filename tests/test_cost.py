@@ -1,0 +1,39 @@
+"""Counted operations against formulas."""
+
+import pytest
+import torch
+from small import tiny
+
+from tevq import cost, presets
+
+
+def test_a_product_and_its_gradients_count_three_times():
+    """Planted fault: the backward pass outside the counter."""
+    a, b = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    assert cost.count(lambda: (a @ b).sum().backward()) == 3 * 2 * 5 * 7 * 3
+
+
+def test_a_transformer_costs_about_six_operations_a_parameter_and_token():
+    """Planted fault: one direction counted as two. (The formula leaves out attention, embeddings
+    and the head.)"""
+    s = tiny(**{"stage2.dim": 128, "stage2.depth": 4, "stage2.heads": 2, "stage2.head_dim": 64})
+    matrices = 12 * 128**2 * 4  # of four blocks
+    tokens = 64 + 41
+    assert cost.stage2(s) == pytest.approx(6 * matrices * tokens, rel=0.35)
+
+
+def test_the_official_quantizer_has_the_published_cost():
+    """28.1 GFLOP forward an image for the architecture of `paper`; a step is forward and twice that
+    backward, the perceptual and adversarial losses come on top. Planted fault: forward only."""
+    total = cost.stage1(presets.load("paper", "te", 0, {
+        "stage1.perceptual": "classifier", "stage1.disc_weight": 0.0, "classifier.width": 4}))
+    assert total == pytest.approx(3 * 28.1e9, rel=0.15)
+
+
+def test_samples_and_hours():
+    found = cost.costs(("smoke",))
+    smoke = presets.load("smoke", "te", 0)
+    assert [c.stage for c in found] == ["stage1", "stage2"]
+    assert found[1].samples == smoke.stage2.steps * smoke.stage2.batch
+    assert found[0].gpu_hours == pytest.approx(
+        found[0].samples * found[0].per_sample / (0.4 * 989e12) / 3600)
