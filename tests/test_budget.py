@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections import Counter
 
 import pytest
 from fakes import write_all, write_notebook
 from small import tiny
 from test_training import same_tree
 
-from tevq import budget, execute, loop, pipeline, stage1, stage2
+from tevq import budget, classifier, execute, loop, pipeline, stage1, stage2
 from tevq.__main__ import main
 from tevq.runs import open_run
 from tevq.settings import SettingsError
@@ -61,24 +62,34 @@ def in_pieces(train, settings, results, monkeypatch, steps_each: int) -> int:
         except budget.OutOfTimeError as error:
             assert "the same command goes on" in str(error)
             stops += 1
+            assert stops < 20  # every piece gets further
 
 
 def test_both_stages_in_pieces_are_bitwise_the_uninterrupted_ones(tmp_path, monkeypatch):
     """Planted faults: no save before the stop; the start of the codebook not saved."""
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", 400)
-    monkeypatch.setattr(budget.Deadline, "saved", lambda self, seconds: None)  # 0 s, and no clock
-    starts, original = [], stage1.Trainer.start_codebook
-    monkeypatch.setattr(stage1.Trainer, "start_codebook",
-                        lambda self: (starts.append(1), original(self)))
+    monkeypatch.setattr(budget.Deadline, "saved",  # always as long, whatever the disk does
+                        lambda self, seconds: setattr(self, "longest_save", 1e-9))
+    calls = []
+    for trainer, name in ((stage1.Trainer, "start_codebook"), (stage1.Trainer, "generator_step"),
+                          (stage2.Trainer, "step")):
+        original = getattr(trainer, name)
+        monkeypatch.setattr(trainer, name, lambda *words, name=name, original=original: (
+            calls.append(name), original(*words))[1])
     s = tiny()
+    classifier.train(s, tmp_path / "pieces")
     for kind, train in (("stage1", stage1.train), ("stage2", stage2.train)):
         whole = train(s, tmp_path / "whole")
+        monkeypatch.setenv(budget.VARIABLE, "1")
+        with pytest.raises(budget.OutOfTimeError, match="step 0 of 6"):
+            train(s, tmp_path / "pieces")
         assert in_pieces(train, s, tmp_path / "pieces", monkeypatch, 2) >= 2
         again = open_run(s, kind, tmp_path / "pieces")
         assert same_tree(again.weights(), whole.weights())
         assert again.metrics() == whole.metrics()
         monkeypatch.delenv(budget.VARIABLE)
-    assert len(starts) == 2  # one for each of the two trainings
+    # nothing was computed twice in the pieces
+    assert Counter(calls) == {"start_codebook": 2, "generator_step": 12, "step": 12}
 
 
 def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
@@ -90,7 +101,7 @@ def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
 
 
 def test_the_runner_starts_nothing_late_and_says_how_to_go_on(tmp_path):
-    """Planted faults: nodes started after the deadline; a stopped node counted as a failure."""
+    """Planted faults: nodes started after the deadline; nobody told to stop."""
     study = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
     made = pipeline.plan(study, folder=write_all(tmp_path / "notebooks"))
     said, order = [], []
@@ -144,8 +155,22 @@ def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys,
     assert 0 < left < 1e6 - pipeline.CLOSING_SECONDS
 
 
+def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path):
+    """Planted fault: left out, as after a failure, although the same command goes on."""
+    study = choose(variants="te", tables="1", results=str(tmp_path / "results"))
+    made, said = pipeline.plan(study, folder=write_all(tmp_path / "notebooks")), []
+
+    def start(node, stop: threading.Event) -> execute.Outcome:
+        return execute.Outcome("stopped" if node.label == "03_stage1-te-s0" else "done")
+
+    assert pipeline.run(made, 1, said.append, start) == budget.EXIT_CODE
+    assert "1 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
+    assert "left out" not in said[-1]
+
+
 @pytest.mark.parametrize("value", ["59", "0", "-5", "nan"])
-def test_a_budget_too_small_to_start_is_refused(value, capsys):
+def test_a_budget_too_small_to_start_is_refused(value, tmp_path, capsys):
     """Planted fault: any number accepted; nothing would ever get done."""
-    assert main(["--budget", value]) == 2
+    words = ["--budget", value, "--results", str(tmp_path)]
+    assert main(words, write_all(tmp_path / "notebooks")) == 2
     assert "use at least 60 seconds" in capsys.readouterr().err

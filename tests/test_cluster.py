@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from fakes import write_all, write_notebook
 from small import TINY
@@ -112,15 +113,14 @@ def test_a_stop_ends_the_notebook_on_its_worker(tmp_path, folder, dask):
     threading.Thread(target=lambda: (wait_for(beacon), stop.set()), daemon=True).start()
     with cluster.connect(tmp_path, folder, dask, say=lambda text: None) as pool:
         assert pool.launch(request, log, 1, stop).status == "stopped"
-    kernel, until = int(beacon.read_text()), time.monotonic() + 60
-    while time.monotonic() < until and Path(f"/proc/{kernel}").exists():
-        time.sleep(0.1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
+        kernel, until = int(beacon.read_text()), time.monotonic() + 20
+        while time.monotonic() < until and psutil.pid_exists(kernel):
+            time.sleep(0.1)
+        assert not psutil.pid_exists(kernel)
 
 
 def test_every_notebook_gets_a_gpu_of_its_own(tmp_path, folder, monkeypatch, capsys):
-    """Planted faults: no resources, so two notebooks meet on one worker; both see all GPUs."""
+    """Planted fault: workers that all see every GPU."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     write_notebook(folder, "03_stage1", f"""\
 import os, pathlib, time
@@ -144,7 +144,7 @@ def refused(connect) -> str:
 
 
 def test_a_worker_that_could_not_work_is_named(tmp_path, folder, dask, monkeypatch):
-    """Planted faults: none of the three looked at; the look needs tevq to travel."""
+    """Planted faults: each of the three not looked at."""
     def connect():
         return cluster.connect(tmp_path / "results/smoke", folder, dask)
 
@@ -181,7 +181,7 @@ def test_a_worker_with_many_threads_is_refused(tmp_path):
 
 
 def test_a_late_worker_without_the_folder_fails_its_notebook_only(tmp_path):
-    """Planted fault: it makes the folder and computes into nowhere."""
+    """Planted fault: not looked at."""
     request = execute.Request("a.ipynb", "b.ipynb", "c.ipynb", "", {})
     found = cluster.work(request, tmp_path / "a.log", 1, tmp_path / "gone/marker")
     assert found.status == "failed" and f"does not see {tmp_path / 'gone'}" in found.error

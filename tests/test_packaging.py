@@ -109,7 +109,7 @@ def test_package_and_requirements_agree():
 def test_training_imports_only_what_the_package_requires():
     """Plots, tables and notebook tools are not needed to train and evaluate."""
     light = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "filelock", "tevq"}
-    waiting, seen = {"stage1", "stage2", "evaluation"}, set()
+    waiting, seen = {"train", "evaluation"}, set()
     while waiting:
         seen.add(name := waiting.pop())
         text = (ROOT / "tevq" / f"{name}.py").read_text()

@@ -20,6 +20,7 @@ CHILD = str(Path(__file__).parent / "parallel_child.py")
 # discriminator's gradient, Adam divides gradients near zero by their own size, Muon rounds to
 # bfloat16, codes flip: all of that makes the difference grow from step to step.
 TOLERANCE = {"stage1": (2, 1e-5, 5e-2), "stage2": (1, 1e-5, 1e-2)}
+WORDS = 3e-4  # of the text loss, which hardly feels the codes' rounding
 
 
 def words(stage: str, results: Path) -> list[str]:
@@ -141,8 +142,9 @@ def test_two_processes_train_what_one_does(trained, stage):
     assert len(rows) >= 6 and both.summary().keys() == one.summary().keys()
     for ours, theirs in rows:
         assert ours.keys() == theirs.keys()
-        tolerance = tight if ours["step"] <= early else loose
         for name, value in theirs.items():
+            late = WORDS if name == "text_loss" else loose
+            tolerance = tight if ours["step"] <= early else late
             assert ours[name] == (value if isinstance(value, str) else pytest.approx(
                 value, rel=tolerance, abs=1e-6)), f"{name} at step {ours['step']}"
 
