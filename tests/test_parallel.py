@@ -161,7 +161,7 @@ def test_the_folder_is_that_of_a_notebook(trained):
 
 def test_a_killed_rank_is_one_line_and_the_same_command_goes_on(trained, tmp_path, monkeypatch,
                                                                 capfd):
-    """Planted faults: the other rank waits for ever; followers go on from their own start."""
+    """Planted fault: the other rank goes on from a start of its own."""
     monkeypatch.setenv("KILL", "1:4")
     assert two("stage1", tmp_path) == 1
     assert capfd.readouterr().err == ("tevq: process 1 of 2 was killed by SIGKILL; the same "
@@ -191,7 +191,7 @@ def test_wrong_input_is_one_line_and_code_2(tmp_path, capsys, more, says):
 
 
 def test_stage2_without_a_quantizer_ends_all_processes_with_one_line(tmp_path, capfd):
-    """Planted fault: the other rank waits for the first."""
+    """Planted fault: the launcher waits for all ranks to end, as the second never does."""
     assert two("stage2", tmp_path) == 2
     err = capfd.readouterr().err
     assert "run notebook 03" in err and err.count("\n") == 1
