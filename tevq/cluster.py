@@ -155,7 +155,8 @@ def _local(count: int):
     own = [{"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": device}}
            for device in visible.split(",")] if gpus else [{}] * count
     # without a limit: Dask would count its own process only, not the notebook
-    common = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "host": "127.0.0.1"}
+    common = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "host": "127.0.0.1",
+              "silence_logs": logging.CRITICAL}
     return SpecCluster(
         workers={i: {"cls": Nanny, "options": common | own[i]} for i in range(count)},
         scheduler={"cls": Scheduler,
