@@ -145,6 +145,7 @@ def test_a_change_of_imported_code_is_seen(monkeypatch, tmp_path):
 
 @pytest.mark.promise("grid")
 def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder):
+    """Planted fault: a node runs although one that it needs has failed."""
     made = pipeline.plan(study(tmp_path), folder=folder)
     said, order = [], []
 
@@ -204,6 +205,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
 )
 @pytest.mark.promise("input")
 def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
+    """Planted fault: `main` does not catch SettingsError."""
     try:
         exit_code = main(words.split(), folder)
     except SystemExit as error:  # argparse leaves this way

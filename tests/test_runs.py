@@ -47,6 +47,7 @@ def test_a_tree_survives_saving(tmp_path):
 @pytest.mark.promise("damage")
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path, capsys, damage):
+    """Planted fault: metrics are not cut back to the checkpoint."""
     run = open_run(settings(), "stage1", tmp_path)
     for step in (1, 2, 3):
         run.save(step, {"x": torch.full((5,), float(step))})
@@ -67,6 +68,7 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path, capsys, d
 
 @pytest.mark.promise("saves")
 def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
+    """Planted fault: the temporary file is left."""
     run = open_run(settings(), "stage1", tmp_path)
     run.save(1, {"x": torch.ones(2)})
 
@@ -83,6 +85,7 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
 
 @pytest.mark.promise("records")
 def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
+    """Planted fault: the stored settings are not compared."""
     from tevq import machine
 
     run = open_run(settings(), "stage1", tmp_path)

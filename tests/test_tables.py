@@ -69,6 +69,7 @@ def test_missing_cells_stay_with_an_empty_value(built):
 
 @pytest.mark.promise("records")
 def test_another_config_is_another_cell(study):
+    """Planted fault: run folders without the digest of their settings."""
     other = choose("laptop", "sc,te", "0", "", "stage2.lr=1e-4", study.results)
     found = tables.build(other)["table1"]
     of_stage2 = found.task.isin(("t2i", "i2t"))

@@ -62,6 +62,7 @@ def same_tree(a, b) -> bool:
 @pytest.mark.parametrize("saved_step", [1, 4])  # before and after the discriminator's start
 def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
                                                          saved_step):
+    """Planted faults: the critic's optimizer or the code counts are not saved."""
     s = tiny()
     kill_at(monkeypatch, saved_step)
     with pytest.raises(Killed):
