@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 
@@ -16,28 +17,33 @@ from tevq.runs import open_run
 pytestmark = pytest.mark.promise("saves")
 
 
-@pytest.fixture
-def largest_file():
-    """Sets the size past which a file cannot grow; the system says so like a full disk does."""
+@contextlib.contextmanager
+def largest_file(size: int):
+    """No file can grow past `size`; the system says so like a full disk does.
+
+    Only around one call: pytest's own output may go to a file that is larger.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, largest_file):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     """Planted fault: writing straight to the final name; half a file is then the newest."""
     run = open_run(presets.load("smoke", "te", 0), "stage1", tmp_path)
     run.save(1, {"x": torch.ones(1000)})
-    largest_file(2048)
     with pytest.raises(StorageError, match=r"step-0+2\..*File too large; make room"):
-        run.save(2, {"x": torch.zeros(1000)})
+        with largest_file(2048):
+            run.save(2, {"x": torch.zeros(1000)})
     step, state = run.latest()
     assert step == 1 and state["x"].sum() == 1000
     assert len(list((run.folder / "state").iterdir())) == 1
 
 
-def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, largest_file,
-                                                                      monkeypatch):
+def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, monkeypatch):
     """Planted fault: the error of the system as it is, a traceback without advice."""
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
     monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1,))
@@ -45,14 +51,13 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, 
     save = runs.Run.save
 
     def full_from_step_3(self, step, state):
-        if step == 3 and self.folder.parent.name == "stage1":
-            largest_file(1024)
-        save(self, step, state)
+        full = step >= 3 and self.folder.parent.name == "stage1"
+        with largest_file(1024) if full else contextlib.nullcontext():
+            save(self, step, state)
 
     monkeypatch.setattr(runs.Run, "save", full_from_step_3)
     with pytest.raises(StorageError) as error:
         stage1.train(tiny(), tmp_path / "full")
-    largest_file(resource.RLIM_INFINITY)
     lines = error.value._render_traceback_()
     assert len(lines) == 1 and "What was saved before is intact" in lines[0]
     run = open_run(tiny(), "stage1", tmp_path / "full")
