@@ -20,6 +20,7 @@ CHILD = str(Path(__file__).parent / "parallel_child.py")
 # discriminator's gradient, Adam divides gradients near zero by their own size, Muon rounds to
 # bfloat16, codes flip: all of that makes the difference grow from step to step.
 TOLERANCE = {"stage1": (2, 1e-5, 5e-2), "stage2": (1, 1e-5, 1e-2)}
+ONE_AT_A_TIME = threading.Lock()
 WORDS = 3e-4  # of the text loss, which hardly feels the codes' rounding
 
 
@@ -93,8 +94,9 @@ def on_two_ranks(monkeypatch, work):
 
 def adversarial(real, fake, scale):
     """Adaptive weight (fake's own scale as last layer), and the discriminator's gradients."""
-    torch.manual_seed(0)
-    critic = losses.PatchDiscriminator(8, 2).double()
+    with ONE_AT_A_TIME:  # both ranks are threads here and share the random numbers
+        torch.manual_seed(0)
+        critic = losses.PatchDiscriminator(8, 2).double()
     y = fake * scale
     weight = losses.adaptive_weight((y - real).square().mean(), -critic(y).mean(), scale)
     losses.hinge_loss(critic(real), critic(y.detach())).backward()
