@@ -14,10 +14,13 @@ STEPS = 5  # Newton-Schulz iterations
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at zero; singular values end in about [0.7, 1.2]
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> same shape, each U V^T of its U S V^T, approximately."""
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(n, rows, columns) -> same shape, each U V^T of its U S V^T, approximately.
+
+    Computed in `dtype`; bfloat16 is as good (Jordan), and slow where the hardware lacks it.
+    """
     a, b, c = QUINTIC
-    X = matrices.bfloat16()
+    X = matrices.to(dtype)
     wide = X.shape[-2] <= X.shape[-1]
     X = X if wide else X.mT
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # largest singular value <= 1
@@ -31,10 +34,13 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; for 2-D parameters, all of which must have gradients.
 
     Updates are scaled by sqrt(rows / columns) where that exceeds 1. Weight decay is decoupled.
+    `dtype` is that of the orthogonalisation.
     """
 
-    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95, weight_decay=0.0):
+    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95, weight_decay=0.0,
+                 dtype: torch.dtype = torch.float32):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -53,7 +59,8 @@ class Muon(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters]
         mix = 1 - group["momentum"]
         torch._foreach_lerp_(averages, gradients, mix)
-        updates = orthogonalise(torch.stack(torch._foreach_lerp(gradients, averages, 1 - mix)))
+        steps = torch.stack(torch._foreach_lerp(gradients, averages, 1 - mix))
+        updates = orthogonalise(steps, self.dtype)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
 

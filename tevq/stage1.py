@@ -11,7 +11,7 @@ from tevq.items import load_items
 from tevq.loop import Batches, Loop
 from tevq.quantizer import codebook_health, orthogonality
 from tevq.runs import Run, open_run
-from tevq.settings import Settings, SettingsError
+from tevq.settings import Settings, SettingsError, Stage1
 from tevq.vqgan import VQGAN
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
@@ -45,27 +45,78 @@ def load(settings: Settings, results=None, device: torch.device | str = "cpu") -
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-class Trainer:
-    """Everything one training needs; `train` runs it to the end."""
+class Learner:
+    """The networks with their optimizers, and one update of each."""
 
-    def __init__(self, run: Run, settings: Settings, where: machine.Machine, results=None):
-        s = settings.stage1
-        self.run, self.settings, self.s, self.where = run, settings, s, where
-        judge = None
-        if s.perceptual == "classifier":
-            judge = classifier.load(settings, results, where.device)
-        self.perceptual = losses.perceptual_loss(s.perceptual, judge, where.device)
-        self.items = load_items(settings.data.source, "train").to(where.device)
-        self.scenes = scenes.load_scenes(settings.data, "train")
-        self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
-        self.share = parallel.own_share(self.batches.batch, "stage1.batch")
-        machine.seed_everything(settings.seed)
+    def __init__(self, s: Stage1, where: machine.Machine, perceptual: losses.Perceptual):
+        self.s, self.where, self.perceptual = s, where, perceptual
         to = {"device": where.device, "memory_format": torch.channels_last}
         self.model = VQGAN(s).to(**to)
         self.critic = losses.PatchDiscriminator(s.disc_channels, s.disc_layers).to(**to)
         self.optimizer, self.critic_optimizer = (
             torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True)
             for net in (self.model, self.critic))
+
+    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """L1 in [-1, 1] plus the weighted perceptual distance."""
+        l1 = (x - y.float()).abs().mean()
+        perceptual = self.perceptual(x, y)
+        # halved for the log: Table 3 counts in [0, 1]
+        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
+
+    def generator_step(self, x: torch.Tensor, step: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
+        """One update of encoder, decoder and codebook. Returns numbers, reconstruction, codes."""
+        adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
+        with self.where.autocast():
+            y, quantized = self.model(x)
+            loss, numbers = self.reconstruction_loss(x, y)
+            if adversarial:
+                self.critic.requires_grad_(False)
+                critic_loss = -self.critic(y).float().mean()
+        if adversarial:
+            weight = losses.adaptive_weight(loss, critic_loss, self.model.decoder[-1].weight)
+            loss = loss + self.s.disc_weight * weight * critic_loss
+            numbers |= {"adaptive_weight": weight, "adversarial": critic_loss}
+        loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
+        if self.s.orthogonality > 0:
+            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parallel.average_gradients(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
+        self.optimizer.step()
+        numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
+        return numbers, y.detach(), quantized.codes
+
+    def critic_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
+        """One update of the discriminator on real images and their reconstructions."""
+        self.critic.requires_grad_(True)
+        with self.where.autocast():
+            real_logits, fake_logits = self.critic(x).float(), self.critic(fake).float()
+        loss = losses.hinge_loss(real_logits, fake_logits)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parallel.average_gradients(self.critic)
+        self.critic_optimizer.step()
+        return {"critic_loss": loss, "real_logits": real_logits.mean(),
+                "fake_logits": fake_logits.mean()}
+
+
+class Trainer(Learner):
+    """Everything one training needs; `train` runs it to the end."""
+
+    def __init__(self, run: Run, settings: Settings, where: machine.Machine, results=None):
+        s = settings.stage1
+        self.run, self.settings = run, settings
+        judge = None
+        if s.perceptual == "classifier":
+            judge = classifier.load(settings, results, where.device)
+        self.items = load_items(settings.data.source, "train").to(where.device)
+        self.scenes = scenes.load_scenes(settings.data, "train")
+        self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
+        self.share = parallel.own_share(self.batches.batch, "stage1.batch")
+        machine.seed_everything(settings.seed)
+        super().__init__(s, where, losses.perceptual_loss(s.perceptual, judge, where.device))
         self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
         self.usage.register_buffer("counts", torch.zeros(s.codes, device=where.device))
 
@@ -114,50 +165,6 @@ class Trainer:
         if not self.s.decay:
             return 1.0
         return 0.55 + 0.45 * math.cos(math.pi * step / self.s.steps)
-
-    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """L1 in [-1, 1] plus the weighted perceptual distance."""
-        l1 = (x - y.float()).abs().mean()
-        perceptual = self.perceptual(x, y)
-        # halved for the log: Table 3 counts in [0, 1]
-        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
-
-    def generator_step(self, x: torch.Tensor, step: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
-        """One update of encoder, decoder and codebook. Returns numbers, reconstruction, codes."""
-        adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
-        with self.where.autocast():
-            y, quantized = self.model(x)
-            loss, numbers = self.reconstruction_loss(x, y)
-            if adversarial:
-                self.critic.requires_grad_(False)
-                critic_loss = -self.critic(y).float().mean()
-        if adversarial:
-            weight = losses.adaptive_weight(loss, critic_loss, self.model.decoder[-1].weight)
-            loss = loss + self.s.disc_weight * weight * critic_loss
-            numbers |= {"adaptive_weight": weight, "adversarial": critic_loss}
-        loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
-        if self.s.orthogonality > 0:
-            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parallel.average_gradients(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
-        self.optimizer.step()
-        numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
-        return numbers, y.detach(), quantized.codes
-
-    def critic_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
-        """One update of the discriminator on real images and their reconstructions."""
-        self.critic.requires_grad_(True)
-        with self.where.autocast():
-            real_logits, fake_logits = self.critic(x).float(), self.critic(fake).float()
-        loss = losses.hinge_loss(real_logits, fake_logits)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parallel.average_gradients(self.critic)
-        self.critic_optimizer.step()
-        return {"critic_loss": loss, "real_logits": real_logits.mean(),
-                "fake_logits": fake_logits.mean()}
 
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""

@@ -14,7 +14,7 @@ from tevq.judge import Judge, case_values, encode_scenes, split_of
 from tevq.loop import Batches, Loop
 from tevq.muon import Muon, block_matrices
 from tevq.runs import Run, open_run
-from tevq.settings import Settings, SettingsError, digest
+from tevq.settings import Settings, SettingsError, Stage2, digest
 from tevq.transformer import PAD, Transformer
 
 LOG_EVERY = 25  # steps between lines of metrics.jsonl; odd, so that both directions show
@@ -126,18 +126,9 @@ class Trainer:
         turns = DIRECTIONS[self.s.directions]
         direction = turns[step % len(turns)]
         index = self.batches[step][self.share].to(self.where.device)
-        text = self.captions[index].long()
-        loss = self.model.loss(text, self.codes[index].long(), direction, self.s.target_weight,
-                               parallel.mean_weight(text[:, 1:] != PAD))
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        parallel.average_gradients(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.s.clip or math.inf)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        return {"direction": direction, "loss": loss.total.detach(), "text_loss": loss.text,
-                "image_loss": loss.image, "gradient_norm": norm}
+        text, codes = self.captions[index].long(), self.codes[index].long()
+        return {"direction": direction} | update(self.model, self.optimizers, self.s, text, codes,
+                                                 direction)
 
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics."""
@@ -168,6 +159,22 @@ class Trainer:
         self.model.train()
 
 
+def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2,
+           text: torch.Tensor, codes: torch.Tensor, direction: str) -> dict[str, torch.Tensor]:
+    """One step of all optimizers on captions (B, L) and codes (B, h, w); its losses."""
+    loss = model.loss(text, codes, direction, s.target_weight,
+                      parallel.mean_weight(text[:, 1:] != PAD))
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()
+    parallel.average_gradients(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip or math.inf)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    return {"loss": loss.total.detach(), "text_loss": loss.text, "image_loss": loss.image,
+            "gradient_norm": norm}
+
+
 def build_optimizers(model: Transformer, settings: Settings) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything (official), or Muon for the blocks' matrices and Adam for the rest."""
     s = settings.stage2
@@ -175,7 +182,7 @@ def build_optimizers(model: Transformer, settings: Settings) -> dict[str, torch.
     if s.optimizer == "adam":
         found = {"adam": torch.optim.Adam(matrices + rest, s.lr, (0.9, s.beta2), fused=True)}
     else:
-        found = {"muon": Muon(matrices, s.muon_lr),
+        found = {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype),
                  "adam": torch.optim.Adam(rest, s.lr, (0.9, s.beta2), fused=True)}
     for optimizer in found.values():
         for group in optimizer.param_groups:
