@@ -49,10 +49,18 @@ def test_every_node_comes_after_those_it_needs():
     assert len(labels) == len(set(labels))
     for place, node in enumerate(nodes):
         assert set(node.needs) <= set(labels[:place])
-    assert nodes[0].label == "01_dataset" and nodes[-1].notebook == "06_discussion"
+    assert nodes[0].label == "01_dataset" and nodes[-2].notebook == "06_discussion"
     # 5 variants x 3 seeds through both stages; Tables 2 and 3 add sc and te at every seed
     counts = {name: sum(node.notebook == name for node in nodes) for name in graph.NOTEBOOKS}
     assert counts["03_stage1"] == 15 + 6 and counts["04_stage2"] == 15 + 6
+
+
+def test_benchmarks_run_alone_and_on_request_only():
+    nodes = graph.build(choose("smoke"))
+    assert "07_benchmarks" not in {node.label for node in graph.select(nodes, "")}
+    assert [node.label for node in graph.select(nodes, "07")] == ["07_benchmarks"]
+    widths = graph.width(nodes)
+    assert widths["07_benchmarks"] == 1 and widths["01_dataset"] == 1
 
 
 def test_tables_add_their_nodes():
@@ -193,7 +201,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--preset lapto", "unknown preset 'lapto'; allowed: gpu, laptop, paper, smoke"),
         ("--variants sc,tee", "did you mean 'te'?"),
         ("--seeds 0,-1", "seed '-1'"),
-        ("--notebooks 7", "unknown notebook '7'"),
+        ("--notebooks 8", "unknown notebook '8'"),
         ("--tables 4", "unknown table 4"),
         ("--set stage1.stepz=1", "did you mean 'stage1.steps'?"),
         ("--set stage1.steps=many", "stage1.steps = 'many' is not of type int"),

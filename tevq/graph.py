@@ -2,7 +2,8 @@
 
     01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06
 
-Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source.
+Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source. 07 stands
+alone and runs only when it is asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
     "04_stage2": _ONE | {"fraction": 1.0},
     "05_evaluation": _LISTS,
     "06_discussion": _LISTS,
+    "07_benchmarks": _ALL,
 }
+ON_REQUEST = ("07_benchmarks",)  # needs the machine to itself
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,14 @@ def build(study: Study) -> list[Node]:
                 stage2.append(nodes[-1].label)
     nodes.append(_all(study, "02_aliasing", stage1))
     nodes.append(_all(study, "05_evaluation", stage1 + stage2))
-    return [*nodes, _all(study, "06_discussion", ["02_aliasing", "05_evaluation"])]
+    nodes.append(_all(study, "06_discussion", ["02_aliasing", "05_evaluation"]))
+    return nodes + [_one(study, name, {}, name, ()) for name in ON_REQUEST]
 
 
 def select(nodes: list[Node], wanted: str | None) -> list[Node]:
-    """The nodes of some notebooks, e.g. `"03,04"`; all for an empty choice."""
+    """The nodes of some notebooks, e.g. `"03,04"`; all but ON_REQUEST for an empty choice."""
     if not wanted:
-        return nodes
+        return [node for node in nodes if node.notebook not in ON_REQUEST]
     found = set()
     for word in filter(None, (part.strip() for part in wanted.split(","))):
         matches = [n for n in NOTEBOOKS if word in (n, n[:2]) or word.zfill(2) == n[:2]]
@@ -91,6 +95,9 @@ def width(nodes: list[Node]) -> dict[str, int]:
     """
     depth: dict[str, int] = {}
     for node in nodes:
+        if node.notebook in ON_REQUEST:  # beside no other: all threads
+            depth[node.label] = -1 - len(depth)
+            continue
         depth[node.label] = 1 + max((depth.get(need, 0) for need in node.needs), default=0)
     counts = list(depth.values())
     return {label: counts.count(value) for label, value in depth.items()}

@@ -18,6 +18,8 @@ from tevq.settings import SettingsError, unknown
 from tevq.study import Study, choose
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 # The first code cell of every notebook. It leaves no names of plain values behind, because `start`
@@ -96,16 +98,18 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
-def save(figure: Figure, study: Study, name: str) -> None:
+def save(figure: Figure, study: Study, name: str, folder: Path | None = None) -> None:
     """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
+
+    folder: another place than `figures`.
 
     The notebook shows what was saved, so the two cannot differ.
     """
     from IPython.display import Image, display
     from matplotlib import pyplot
 
-    study.figures.mkdir(parents=True, exist_ok=True)
-    path = study.figures / f"{name}.png"
+    path = (folder or study.figures) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     # without the version of matplotlib in it, an unchanged figure is an unchanged file
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)

@@ -9,7 +9,7 @@ import json
 
 import pandas as pd
 
-from tevq import cost, machine, tables, torture, views
+from tevq import bench, cost, machine, tables, torture, views
 from tevq.atomic import write_atomically
 from tevq.runs import open_run
 from tevq.settings import SettingsError
@@ -18,7 +18,7 @@ from tevq.study import Study, choose
 PRESET = "laptop"
 README = machine.ROOT / "README.md"
 MARKS = {part: (f"<!-- {part}: made by `python -m tevq.report`, do not edit -->\n",
-                f"<!-- end of {part} -->") for part in ("results", "promises", "scaling")}
+                f"<!-- end of {part} -->") for part in ("results", "promises", "scaling", "speed")}
 
 
 def published_study(preset: str = PRESET) -> Study:
@@ -87,6 +87,28 @@ def scaling(study: Study) -> str:
         "which nobody has measured yet. Five variants and three seeds are 15 times as much.*\n")
 
 
+def speed() -> str:
+    """Markdown of the last benchmark: ours against each peer, and the share of the limit."""
+    folder = machine.ROOT / "results" / "benchmarks"
+    table = pd.read_csv(folder / "summary.csv")
+    on = json.loads((folder / "machine.json").read_text())
+    lines = ["| Work | Against | Ours / theirs (range) | Bar | Of the limit: ours, theirs |",
+             "| --- | --- | --- | --- | --- |"]
+    for row in table[table.contender != bench.OURS].itertuples():
+        ours = table[(table.work == row.work) & (table.contender == bench.OURS)].iloc[0]
+        ratio = (f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
+                 if row.ratio == row.ratio else f"not run: {row.missing}")
+        shares = [f"{share:.0%}" if share == share else "–"
+                  for share in (ours.share_of_limit, row.share_of_limit)]
+        bar = f"{row.bar:g}" if row.bar == row.bar and row.bar > 0 else "–"
+        lines.append(f"| {row.work} | {row.contender} | {ratio} | {bar} | {', '.join(shares)} |")
+    peers = ", ".join(f"{name} {version}" for name, version in on["peers"].items())
+    return "\n".join(lines) + (
+        f"\n\n*{on['cores']} cores ({on['device_name']}), {on['precision']}, torch "
+        f"{on['versions']['torch']}, commit {on['commit'][:7]}; medians of {on['repeats']} turns; "
+        f"{peers}.*\n")
+
+
 def _measured(study: Study, preset: str, kind: str) -> str:
     """Mean minutes of the committed trainings of a preset, and on what."""
     if preset != study.preset:
@@ -102,7 +124,8 @@ def _measured(study: Study, preset: str, kind: str) -> str:
 
 def updated(text: str, study: Study) -> str:
     """README text with its generated parts replaced. Raises SettingsError without marks."""
-    contents = {"results": block(study), "promises": promises(), "scaling": scaling(study)}
+    contents = {"results": block(study), "promises": promises(), "scaling": scaling(study),
+                "speed": speed()}
     for part, content in contents.items():
         begin, end = MARKS[part]
         start, stop = text.find(begin), text.find(end)

@@ -93,7 +93,7 @@ class Trainer:
         self.share = parallel.own_share(self.batches.batch, "stage2.batch")
         machine.seed_everything(settings.seed)
         self.model = build(settings, judge, where.dtype)
-        self.optimizers = build_optimizers(self.model, settings)
+        self.optimizers = build_optimizers(self.model, s)
         self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
 
     def train(self) -> None:
@@ -175,9 +175,8 @@ def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: 
             "gradient_norm": norm}
 
 
-def build_optimizers(model: Transformer, settings: Settings) -> dict[str, torch.optim.Optimizer]:
+def build_optimizers(model: Transformer, s: Stage2) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything (official), or Muon for the blocks' matrices and Adam for the rest."""
-    s = settings.stage2
     matrices, rest = block_matrices(model)
     if s.optimizer == "adam":
         found = {"adam": torch.optim.Adam(matrices + rest, s.lr, (0.9, s.beta2), fused=True)}
