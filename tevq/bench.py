@@ -10,8 +10,9 @@ import contextlib
 import csv
 import io
 import math
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -142,7 +143,7 @@ def peak_memory(call: Callable[[], Any]) -> float:
         call()
         synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     held = peak = 0
     for event in recorded.profiler.kineto_results.events():
@@ -156,7 +157,7 @@ def shares(work: str, one: Contender, top: int = 5) -> list[dict[str, Any]]:
     """The operators that one call spends most time in, and their share of it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-    with profile(activities=kinds) as recorded:
+    with silence(), profile(activities=kinds) as recorded:
         call_and_wait(one.call)
     times = {e.key: getattr(e, f"self_{'device' if device == 'cuda' else 'cpu'}_time_total")
              for e in recorded.key_averages()}
@@ -164,6 +165,19 @@ def shares(work: str, one: Contender, top: int = 5) -> list[dict[str, Any]]:
     ranked = sorted(times, key=times.get, reverse=True)[:top]
     return [{"work": work, "contender": one.name, "rank": rank + 1, "operator": name,
              "share": times[name] / whole} for rank, name in enumerate(ranked)]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Drops what the profiler's C++ code writes to standard error, past Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def call_and_wait(call: Callable[[], Any]) -> None:
