@@ -108,7 +108,7 @@ def test_package_and_requirements_agree():
 
 def test_training_imports_only_what_the_package_requires():
     """Plots, tables and notebook tools are not needed to train and evaluate."""
-    light = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "filelock", "tevq"}
+    light = {"torch", "torchvision", "numpy", "sklearn", "filelock", "tevq"}
     waiting, seen = {"train", "evaluation"}, set()
     while waiting:
         seen.add(name := waiting.pop())

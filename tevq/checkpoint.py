@@ -1,4 +1,4 @@
-"""Checkpoints without pickle: tensors in safetensors, everything else in JSON.
+"""Checkpoints without pickle: tensors in the safetensors format, everything else in JSON.
 
 A file's name carries the first half of its SHA-256, so damage is noticed before anything is loaded.
 """
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from tevq.atomic import write_atomically
+from tevq.tensorfile import load, save
 
 
 class DamagedFileError(ValueError):
@@ -28,7 +27,7 @@ def save_tree(folder: Path, stem: str, tree: Any) -> Path:
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _pack(tree, tensors)
-    content = save(tensors, metadata={"structure": json.dumps(structure)})
+    content = save(tensors, {"structure": json.dumps(structure)})
     path = folder / f"{stem}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     write_atomically(path, content)
     return path
@@ -40,19 +39,16 @@ def load_tree(path: Path) -> Any:
     if hashlib.sha256(content).hexdigest()[:32] != path.name.split(".")[-2]:
         raise DamagedFileError(f"{path} is damaged: its content does not match its checksum")
     try:
-        tensors = load(content)
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        return _unpack(json.loads(header["__metadata__"]["structure"]), tensors)
-    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        tensors, texts = load(content)
+        return _unpack(json.loads(texts["structure"]), tensors)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not a checkpoint of this project: {error}") from None
 
 
 def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(tree, torch.Tensor):
         name = str(len(tensors))
-        # safetensors wants storage of its own for every tensor, in the default layout
-        tensors[name] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = tree.detach().cpu().contiguous()  # the file knows no other layout
         return {"tensor": name, "channels_last": _is_channels_last(tree)}
     if isinstance(tree, dict):
         return {"dict": [[key, _pack(value, tensors)] for key, value in tree.items()]}

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+import torch
 
 from tevq import captions
 from tevq.atomic import write_atomically, write_json
@@ -25,6 +24,7 @@ from tevq.captions import CENTER, COLOURS, PLACES, UNUSED
 from tevq.drawing import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, render
 from tevq.items import ITEM_SIZE, Items, cache_folder, class_names, load_items
 from tevq.settings import Data, SettingsError, digest, unknown
+from tevq.tensorfile import load, save
 
 __all__ = [
     "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
@@ -218,7 +218,7 @@ def load_scenes(data: Data, split: str) -> Scenes:
     try:
         # the manifest first: whoever sees the arrays must find it
         write_json(path.with_suffix(".json"), {**key, **manifest(scenes, data.source)})
-        write_atomically(path, save(scenes.arrays()))
+        write_atomically(path, save({k: torch.from_numpy(v) for k, v in scenes.arrays().items()}))
     except OSError as error:
         print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
     return scenes
@@ -271,10 +271,11 @@ def _read(path: Path, key: dict) -> Scenes | None:
         return None
     try:
         told = json.loads(path.with_suffix(".json").read_text())
-        scenes = Scenes(**load(path.read_bytes()))
+        arrays, _ = load(path.read_bytes())
+        scenes = Scenes(**{name: array.numpy() for name, array in arrays.items()})
         if scenes.sha256() == told["sha256"] and all(told.get(k) == v for k, v in key.items()):
             return scenes
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     print(f"tevq: stored scenes {path} are damaged; building them again", file=sys.stderr)
     return None
