@@ -92,7 +92,7 @@ class Plan:
 
     def precision(self) -> list[dict[str, Any]]:
         """Short trainings in float32 and bfloat16."""
-        return compare(*((4, (0,)) if self.tiny else (40, (0, 1, 2))))
+        return compare(*((4, (0,)) if self.tiny else (20, (0, 1, 2))))
 
 
 def folder_of(study: Study) -> Path:
