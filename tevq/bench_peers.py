@@ -41,8 +41,15 @@ def without(*names: str) -> None:
     for name in names:
         if name not in sys.modules:
             module = types.ModuleType(name)
-            module.__getattr__ = lambda attribute: type(attribute, (), {})
+            module.__getattr__ = _anything
             sys.modules[name] = module
+
+
+def _anything(attribute: str) -> type:
+    """An empty class; nothing for the names by which modules are inspected."""
+    if attribute.startswith("__"):
+        raise AttributeError(attribute)
+    return type(attribute, (), {})
 
 
 class Taming(nn.Module):
