@@ -201,7 +201,7 @@ def test_rehearsals_do_not_touch_real_numbers(tmp_path):
     assert machine.detect("float32").dtype is torch.float32
 
 
-def test_scenes_of_the_bfloat16_comparison_are_the_real_ones():
+def test_short_trainings_agree_in_both_precisions():
     from tevq import bench_precision
 
     rows = bench_precision.compare(2, (0,))

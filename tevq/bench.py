@@ -158,7 +158,7 @@ def shares(work: str, one: Contender, top: int = 5) -> list[dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     with silence(), profile(activities=kinds) as recorded:
-        call_and_wait(one.call)
+        seconds_of(one.call)  # waits for a GPU, too
     times = {e.key: getattr(e, f"self_{'device' if device == 'cuda' else 'cpu'}_time_total")
              for e in recorded.key_averages()}
     whole = sum(times.values())
@@ -178,12 +178,6 @@ def silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def call_and_wait(call: Callable[[], Any]) -> None:
-    """One call, a GPU's work included."""
-    call()
-    synchronize()
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:

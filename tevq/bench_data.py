@@ -11,6 +11,7 @@ import torch
 
 from tevq import bench, judge, scenes
 from tevq.bench import OURS, Contender, Work
+from tevq.bench_limits import limit
 from tevq.bench_stage1 import learner_step
 from tevq.bench_stage2 import our_step
 from tevq.items import load_items
@@ -51,11 +52,10 @@ def encoding(name: str, settings: Settings, where: Machine, count: int, bar: flo
     items, found = _scenes(count, where)
     step, _ = learner_step(s, where, s.batch, lambda x, y: x.new_zeros(()))
     label = "our Stage-1 training step"
-    limit = f"conv-{str(where.dtype).removeprefix('torch.')}"
     return Work(name, "images", [
         Contender(OURS, lambda: judge.encode_scenes(model, found, items, where), count,
-                  limit=limit),
-        Contender(label, step, s.batch, limit=limit)], {label: bar})
+                  limit=limit("conv", where)),
+        Contender(label, step, s.batch, limit=limit("conv", where))], {label: bar})
 
 
 def growth(settings: Settings, length: int, where: Machine, batches: Iterable[int],

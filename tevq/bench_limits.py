@@ -13,6 +13,11 @@ from tevq.machine import Machine
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def limit(kind: str, where: Machine) -> str:
+    """Name of the limit of `matmul` or `conv` in the machine's precision."""
+    return f"{kind}-{where.precision}"
+
+
 def measure(where: Machine, repeats: int = 5, size: int = 2048, channels: int = 128,
             batch: int = 8) -> list[dict[str, Any]]:
     """Rows name, rate (best of `repeats`), unit.

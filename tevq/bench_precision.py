@@ -38,7 +38,7 @@ def compare(steps: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
             for stage, train in both.items():
                 machine.seed_everything(seed)
                 losses = train(settings, where, found, items.to(device), steps, seed)
-                rows.append({"stage": stage, "precision": str(dtype).removeprefix("torch."),
+                rows.append({"stage": stage, "precision": where.precision,
                              "seed": seed, "loss": float(np.mean(losses[-LAST:]))})
     return rows
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tevq import bench_peers as peers
 from tevq.bench import OURS, Contender, Work
+from tevq.bench_limits import limit
 from tevq.classifier import Classifier
 from tevq.losses import Perceptual, feature_distance
 from tevq.machine import Machine
@@ -46,8 +47,7 @@ def reconstruction_step(name: str, s: Stage1, where: Machine, batch: int,
         return step
 
     work = Work(name, "images", [_ours(s, where, batch, lambda x, y: x.new_zeros(()))])
-    return _with_taming(work, s, where, batch, bars, lambda model, x, machine: step_of(
-        model, x, machine))
+    return _with_taming(work, s, where, batch, bars, step_of)
 
 
 def full_step(name: str, settings: Settings, where: Machine, batch: int,
@@ -92,7 +92,7 @@ def learner_step(s: Stage1, where: Machine, batch: int,
 def quantizer(name: str, where: Machine, batch: int = 32, D: int = 256, K: int = 256,
               bar: float = 3.0) -> Work:
     """Forward and backward of the quantizer with equation 5, on features (batch, D, 16, 16)."""
-    z = images(1, where).new_empty(batch, D, 16, 16).normal_().requires_grad_()
+    z = torch.randn(batch, D, 16, 16, device=where.device, requires_grad=True)
     gradient = torch.randn_like(z)
     own = Quantizer(K, D).to(where.device)
 
@@ -124,11 +124,7 @@ def quantizer(name: str, where: Machine, batch: int = 32, D: int = 256, K: int =
 
 def _ours(s: Stage1, where: Machine, batch: int, perceptual: Perceptual) -> Contender:
     step, model = learner_step(s, where, batch, perceptual)
-    return Contender(OURS, step, batch, peers.size(model), _limit(where))
-
-
-def _limit(where: Machine) -> str:
-    return f"conv-{str(where.dtype).removeprefix('torch.')}"
+    return Contender(OURS, step, batch, peers.size(model), limit("conv", where))
 
 
 def _with_taming(work: Work, s: Stage1, where: Machine, batch: int, bars: tuple[float, float],
@@ -150,7 +146,7 @@ def _with_taming(work: Work, s: Stage1, where: Machine, batch: int, bars: tuple[
         model = model.to(where.device, memory_format=layout)
         step = step_of(model, images(batch, where, channels_last), machine)
         work.contenders.append(
-            Contender(label, step, batch, peers.size(model), _limit(machine)))
+            Contender(label, step, batch, peers.size(model), limit("conv", machine)))
         if bar:
             work.bars[label] = bar
     if FAST in work.missing:

@@ -13,6 +13,7 @@ from torch import nn
 from tevq import bench_peers as peers
 from tevq import stage2
 from tevq.bench import OURS, Contender, Work, synchronize
+from tevq.bench_limits import limit
 from tevq.machine import Machine
 from tevq.sampling import generate_images
 from tevq.settings import Stage2
@@ -77,11 +78,10 @@ def training_step(name: str, s: Stage2, length: int, where: Machine, size: int, 
     """
     step, model = our_step(s, length, where, size)
     work = Work(name, "sequences", [
-        Contender(OURS, step, size, model.parameter_count(), _limit(where))])
+        Contender(OURS, step, size, model.parameter_count(), limit("matmul", where))])
     if DALLE in bars:
         _add_dalle(work, s, length, where, size, bars[DALLE])
-    kind = str(where.dtype).removeprefix("torch.")
-    label = f"{GPT2}, {kind}"
+    label = f"{GPT2}, {where.precision}"
     gpt2 = peers.build(lambda: peers.gpt2(WORDS + K, length + N, *twin))
     if isinstance(gpt2, str):
         work.missing[label] = gpt2
@@ -89,7 +89,7 @@ def training_step(name: str, s: Stage2, length: int, where: Machine, size: int, 
     gpt2, tokens = gpt2.to(where.device), batch_of(size, length, where).tokens
     loss = _autocast_loss(where, lambda: gpt2(tokens, labels=tokens).loss)
     work.contenders.append(
-        Contender(label, _step(gpt2, loss), size, peers.size(gpt2), _limit(where)))
+        Contender(label, _step(gpt2, loss), size, peers.size(gpt2), limit("matmul", where)))
     if where.dtype is torch.bfloat16:
         work.bars[label] = bars[GPT2]
     else:
@@ -110,7 +110,7 @@ def _add_dalle(work: Work, s: Stage2, length: int, where: Machine, size: int, ba
     step = _step(model, lambda: model(data.text, data.codes.flatten(1), return_loss=True))
     plain = Machine(where.device, torch.float32)
     work.contenders.append(
-        Contender(DALLE, step, size, peers.size(model, "vae."), _limit(plain)))
+        Contender(DALLE, step, size, peers.size(model, "vae."), limit("matmul", plain)))
 
 
 def _autocast_loss(where: Machine, loss: Callable) -> Callable:
@@ -144,7 +144,7 @@ def sampling(name: str, s: Stage2, length: int, where: Machine, size: int, twin:
     seeds = torch.arange(size, device=where.device)
     work = Work(name, "tokens", [Contender(
         OURS, lambda: generate_images(model, data.text, seeds, top_k=TOP_K, dtype=where.dtype),
-        size * N, model.parameter_count(), _limit(where))], dict(bars))
+        size * N, model.parameter_count(), limit("matmul", where))], dict(bars))
     gpt2 = peers.build(lambda: peers.gpt2(WORDS + K, length + N, *twin))
     if isinstance(gpt2, str):
         work.missing[GPT2] = gpt2
@@ -156,7 +156,8 @@ def sampling(name: str, s: Stage2, length: int, where: Machine, size: int, twin:
                           min_new_tokens=N, do_sample=True, top_k=TOP_K, use_cache=True,
                           pad_token_id=0)
 
-        work.contenders.append(Contender(GPT2, theirs, size * N, peers.size(gpt2), _limit(where)))
+        work.contenders.append(
+            Contender(GPT2, theirs, size * N, peers.size(gpt2), limit("matmul", where)))
     _add_dalle_token(work, s, length, where, few)
     return work
 
@@ -187,7 +188,3 @@ def seconds_per_token(s: Stage2, length: int, where: Machine, size: int) -> np.n
     generate_images(model, data.text, torch.arange(size, device=where.device), dtype=where.dtype)
     hook.remove()
     return np.diff(times)[1:]  # the first step also reads the caption
-
-
-def _limit(where: Machine) -> str:
-    return f"matmul-{str(where.dtype).removeprefix('torch.')}"

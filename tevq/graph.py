@@ -91,16 +91,15 @@ def width(nodes: list[Node]) -> dict[str, int]:
     """How many nodes can run side by side with each node: those at its depth in the graph.
 
     A property of the graph alone, so that a node always gets the same number of threads, whatever
-    is skipped. (The last bits of a training depend on the number of threads.)
+    is skipped. (The last bits of a training depend on the number of threads.) What runs on request
+    stands alone.
     """
     depth: dict[str, int] = {}
     for node in nodes:
-        if node.notebook in ON_REQUEST:  # beside no other: all threads
-            depth[node.label] = -1 - len(depth)
-            continue
         depth[node.label] = 1 + max((depth.get(need, 0) for need in node.needs), default=0)
-    counts = list(depth.values())
-    return {label: counts.count(value) for label, value in depth.items()}
+    counts = [depth[node.label] for node in nodes if node.notebook not in ON_REQUEST]
+    return {node.label: 1 if node.notebook in ON_REQUEST else counts.count(depth[node.label])
+            for node in nodes}
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
