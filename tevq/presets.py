@@ -55,7 +55,8 @@ def laptop() -> Settings:
         preset="laptop",
         data=Data(source="mnist", train=100_000, val=1_000, test=1_500),
         classifier=Classifier(width=24, steps=4_000, batch=100),
-        stage1=Stage1(channels=16, decoder_blocks=1, steps=1_200, decay=True),
+        stage1=Stage1(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000, batch=8,
+                      decay=True),
         stage2=Stage2(steps=3_600, batch=32, warmup_steps=150, probe_every=600),
     )
 
