@@ -181,6 +181,18 @@ def test_schedules():
     assert sum(a < 0.01 and b == 1 for a, b in zip(restarts, restarts[1:], strict=False)) == 5
 
 
+@pytest.mark.parametrize("share", [0.5, 2 / 3, 0.75, 1.0, 0.0])
+def test_turns_keep_their_share_at_every_step(share):
+    s = tiny().override({"stage2.t2i_share": share}).stage2
+    turns = [stage2.turn(step, s) for step in range(240)]
+    for steps in range(1, 241):
+        assert 0 <= turns[:steps].count("t2i") - share * steps < 1 + 1e-9
+    logged = {turns[step - 1] for step in range(stage2.LOG_EVERY, 241, stage2.LOG_EVERY)}
+    assert logged == set(turns)  # the log shows every direction
+    one = tiny().override({"stage2.directions": "i2t", "stage2.t2i_share": share}).stage2
+    assert stage2.turn(0, one) == "i2t"
+
+
 def test_evaluation_counts_every_scene_of_both_splits(trained):
     run = open_run(tiny(), "evaluation", trained)
     rows = run.summary()["rows"]

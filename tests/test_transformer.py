@@ -57,9 +57,10 @@ def test_training_attention_equals_evaluation_attention(direction):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("neighbours", [0, 1, 2])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_cached_logits_equal_uncached(direction):
-    model, (text, codes) = small(), batch()
+def test_cached_logits_equal_uncached(direction, neighbours):
+    model, (text, codes) = small(neighbours=neighbours), batch()
     flat = codes.flatten(1)
     with torch.no_grad():
         text_logits, image_logits = model(text, codes, direction)
@@ -81,10 +82,11 @@ def test_cached_logits_equal_uncached(direction):
     torch.testing.assert_close(torch.stack(steps, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("neighbours", [0, 1, 2])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_no_logit_sees_its_target_or_later(direction):
+def test_no_logit_sees_its_target_or_later(direction, neighbours):
     """Change token i: logits of tokens 0 ... i stay, some later logit moves."""
-    model, (text, codes) = small(), batch()
+    model, (text, codes) = small(neighbours=neighbours), batch()
 
     def sequence_logits(text, codes):  # position j: the logits of token j, nan where not predicted
         with torch.no_grad():
@@ -167,13 +169,24 @@ def test_a_new_model_predicts_uniformly():
     assert losses.image.item() == pytest.approx(torch.tensor(K).log().item(), rel=1e-5)
 
 
-def test_neighbours_are_the_codes_above_the_predicted_position():
-    sources = image_offsets(GRID, True)
+def test_neighbours_are_the_known_codes_around_the_predicted_position():
+    sources = image_offsets(GRID, 1)
     assert sources[5].tolist() == [5, 1, 2, 3]  # 6 is predicted: row 1, column 2
     assert sources[3].tolist() == [3, -1, 0, 1]  # 4 is predicted: row 1, column 0
     assert sources[6].tolist() == [6, 2, 3, -1]  # 7 is predicted: last column
     assert (sources[:3, 1:] == -1).all()  # the first row has nothing above
+    assert image_offsets(GRID, 0).tolist() == [[i] for i in range(GRID * GRID)]
     assert text_offsets(3, 2).tolist() == [[0, -1], [1, 0], [2, 1]]
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_neighbours_are_all_that_is_known_within_reach(reach):
+    for position, found in enumerate(image_offsets(GRID, reach).tolist()):
+        row, column = divmod(position + 1, GRID)  # of the code that is predicted
+        near = {r * GRID + c for r in range(GRID) for c in range(GRID)
+                if abs(r - row) <= reach and abs(c - column) <= reach}
+        known = {i for i in near if i <= position} | {position}
+        assert found[0] == position and {i for i in found if i >= 0} == known
 
 
 def test_sizes():

@@ -57,7 +57,8 @@ def laptop() -> Settings:
         classifier=Classifier(width=24, steps=4_000, batch=100),
         stage1=Stage1(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000, batch=8,
                       decay=True),
-        stage2=Stage2(steps=3_600, batch=32, warmup_steps=150, probe_every=600),
+        stage2=Stage2(window=8, neighbours=2, t2i_share=0.75, steps=14_000, batch=16,
+                      warmup_steps=200, probe_every=1_000),
     )
 
 
@@ -88,7 +89,7 @@ def paper() -> Settings:
         stage1=Stage1(channels=128, multipliers=(1, 2, 2), codebook_start="uniform",
                       warmup_steps=0, perceptual="lpips-vgg", perceptual_weight=1.0,
                       steps=62_500, batch=192, lr=1.536e-3),
-        stage2=Stage2(dim=256, depth=8, heads=8, window=1, neighbours=False, steps=60_000,
+        stage2=Stage2(dim=256, depth=8, heads=8, window=1, neighbours=0, steps=60_000,
                       batch=200, optimizer="adam", lr=1e-3, beta2=0.999, warmup_steps=3_000,
                       schedule="restarts", probe_every=3_000, probe_scenes=500),
         evaluation=Evaluation(batch=500),

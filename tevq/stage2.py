@@ -17,7 +17,7 @@ from tevq.runs import Run, open_run
 from tevq.settings import Settings, SettingsError, Stage2, digest
 from tevq.transformer import PAD, Transformer
 
-LOG_EVERY = 25  # steps between lines of metrics.jsonl; odd, so that both directions show
+LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
 PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
 
@@ -122,9 +122,8 @@ class Trainer:
                         self.model.state_dict())
 
     def step(self, step: int) -> dict:
-        """One update in one direction; with both, they take turns."""
-        turns = DIRECTIONS[self.s.directions]
-        direction = turns[step % len(turns)]
+        """One update in one direction."""
+        direction = turn(step, self.s)
         index = self.batches[step][self.share].to(self.where.device)
         text, codes = self.captions[index].long(), self.codes[index].long()
         return {"direction": direction} | update(self.model, self.optimizers, self.s, text, codes,
@@ -157,6 +156,13 @@ class Trainer:
                 self.run.log(step, probe=split, task="i2t", n=len(scenes),
                              sequences=step * self.batches.batch, **values)
         self.model.train()
+
+
+def turn(step: int, s: Stage2) -> str:
+    """Direction of a step: "t2i" as soon as fewer than `t2i_share` of the steps have been."""
+    if s.directions != "both":
+        return s.directions
+    return "t2i" if math.ceil((step + 1) * s.t2i_share) > math.ceil(step * s.t2i_share) else "i2t"
 
 
 def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2,

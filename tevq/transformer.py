@@ -7,7 +7,7 @@ runs at text positions only and the image head at image positions only; this is 
 of the official code without its T x (V + K) logits.
 
 Inputs are short causal convolutions over embeddings: a word token also sees the `window - 1` words
-before it, an image token also sees the three codes above the position it predicts. Both only
+before it, an image token also sees the known codes around the position it predicts. Both only
 reach backwards, and never across modalities.
 
 Letters: B batch, L text length, h grid side, N = h*h image tokens, T = L + N, V words, K codes.
@@ -114,14 +114,15 @@ class Transformer(nn.Module):
       heads, head_dim     of the attention; its inner width is heads * head_dim
       expand              inner width of the GELU network, in units of dim
       window              words seen by a text embedding, >= 1
-      neighbours          image tokens also see the three codes above the position they predict
+      neighbours          rows and columns of codes, around the position it predicts, that an
+                          image embedding sees; 0 = its own code only
       dtype               type of the activations in `forward` and `loss`; weights stay float32
     """
 
     def __init__(
         self, V: int, K: int, text_length: int, grid: int, dim: int = 128, depth: int = 4,
         heads: int = 2, head_dim: int = 64, expand: int = 4, window: int = 6,
-        neighbours: bool = True, dtype: torch.dtype = torch.float32,
+        neighbours: int = 1, dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         for name, value in dict(V=V, K=K, text_length=text_length, grid=grid, dim=dim, depth=depth,
@@ -256,13 +257,15 @@ def text_offsets(length: int, window: int) -> Tensor:
     return sources.clamp(min=-1)
 
 
-def image_offsets(grid: int, neighbours: bool) -> Tensor:
-    """(N, 1 or 4): each position, then the codes above-left, above, above-right of the next one."""
-    position = torch.arange(grid * grid)
-    if not neighbours:
-        return position[:, None]
-    row, column = (position + 1) // grid - 1, (position + 1) % grid
-    columns = column[:, None] + torch.arange(-1, 2)  # (N, 3)
-    above = row[:, None] * grid + columns
-    outside = (row[:, None] < 0) | (columns < 0) | (columns >= grid)
-    return torch.cat((position[:, None], above.masked_fill(outside, -1)), 1)
+def image_offsets(grid: int, reach: int) -> Tensor:
+    """(N, 1 + n): each position, then the other known codes near the next one, -1 outside the grid.
+
+    Near: at most `reach` rows up and `reach` columns aside.
+    """
+    position = torch.arange(grid * grid)[:, None]
+    near = [(-up, aside) for up in range(reach + 1) for aside in range(-reach, reach + 1)
+            if (up or aside < -1)]  # aside = -1 in the same row is the position itself
+    rows, columns = torch.tensor(near, dtype=torch.long).view(-1, 2).T
+    rows, columns = (position + 1) // grid + rows, (position + 1) % grid + columns
+    outside = (rows < 0) | (columns < 0) | (columns >= grid)
+    return torch.cat((position, (rows * grid + columns).masked_fill(outside, -1)), 1)
