@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 
 from tevq.sampling import choose, generate_captions, generate_images, uniform
 from tevq.settings import SettingsError
-from tevq.transformer import Transformer
+from tevq.transformer import Linear, Transformer
 
 V, K, L, GRID = 11, 7, 8, 4
 
@@ -49,6 +49,24 @@ def test_greedy_ignores_seeds_and_follows_the_uncached_argmax(model):
     assert torch.equal(codes, generate_images(model, text, torch.arange(4) + 9, greedy=True))
     with torch.no_grad():
         assert torch.equal(model(text, codes, "t2i")[1].argmax(-1), codes.flatten(1))
+
+
+def test_bfloat16_sampling_takes_codes_that_are_nearly_the_best(model):
+    text, _ = prompts(16)
+    rough = generate_images(model, text, torch.arange(16), greedy=True, dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = model(text, rough, "t2i")[1]  # float32, the whole sequence at once
+    chosen = logits.gather(-1, rough.flatten(1)[..., None])[..., 0]
+    assert (logits.amax(-1) - chosen).max() < 0.03 * logits.std()
+    assert (logits.argmax(-1) == rough.flatten(1)).float().mean() > 0.95
+
+
+def test_weights_cast_for_sampling_are_forgotten(model):
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    with pytest.raises(ZeroDivisionError), model.sampling(torch.bfloat16):
+        assert all(layer.cast.dtype == torch.bfloat16 for layer in layers)
+        raise ZeroDivisionError
+    assert model.dtype == torch.float32 and all(layer.cast is None for layer in layers)
 
 
 def test_captions_start_stop_and_pad(model):

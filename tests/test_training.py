@@ -1,6 +1,7 @@
 """Both stages, end to end and tiny: learning, exact resume, order of work, what is recorded."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -86,6 +87,12 @@ def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
     again, whole = stage2.train(s, tmp_path), open_run(s, "stage2", trained)
     assert same_tree(again.weights(), whole.weights())
     assert again.metrics() == whole.metrics()
+
+
+def test_seconds_include_the_warm_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1.Trainer, "start_codebook", lambda self: time.sleep(0.5))
+    s = tiny(**{"stage1.steps": 1})
+    assert stage1.train(s, tmp_path).summary()["seconds"] > 0.5
 
 
 def test_a_second_call_loads_and_changes_nothing(trained):

@@ -61,7 +61,13 @@ class Judge:
     def text_to_image(self, model: Transformer, scenes: Scenes, options: Evaluation, seed: int,
                       greedy: bool = False) -> torch.Tensor:
         """Codes (N, h, w) painted for the captions of `scenes`."""
-        text = torch.from_numpy(scenes.caption.astype(np.int64)).to(self.device)
+        return self.paint(model, torch.from_numpy(scenes.caption.astype(np.int64)), options, seed,
+                          greedy)
+
+    def paint(self, model: Transformer, text: torch.Tensor, options: Evaluation, seed: int,
+              greedy: bool = False) -> torch.Tensor:
+        """Codes (N, h, w) painted for token ids (N, L), int64."""
+        text = text.to(self.device)
         seeds = sample_seeds(len(text), seed).to(self.device)
         return torch.cat([
             generate_images(model, words, numbers, options.temperature, options.top_k, greedy)

@@ -72,7 +72,7 @@ def generate_images(
 ) -> Tensor:
     """Draw one code grid per caption: text (B, L), seeds (B,) int64 -> codes (B, h, w) int64."""
     check_options(temperature, top_k)
-    with model.computing(dtype):
+    with model.sampling(dtype):
         B, N = len(text), model.N
         cache = model.cache(B)
         codes = torch.zeros((B, N), dtype=torch.int64, device=text.device)
@@ -95,7 +95,7 @@ def generate_captions(
     drawn. Stops as soon as every row has ended.
     """
     check_options(temperature, top_k)
-    with model.computing(dtype):
+    with model.sampling(dtype):
         B, L = len(codes), model.L
         cache = model.cache(B)
         text = torch.full((B, L), PAD, dtype=torch.int64, device=codes.device)

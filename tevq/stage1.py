@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 
@@ -131,8 +132,10 @@ class Trainer(Learner):
                  "critic_optimizer": self.critic_optimizer, "usage": self.usage}
         loop = self.loop = Loop(self.run, parts, self.s.steps)
         if loop.fresh:
+            began = time.monotonic()
             if parallel.leader():
                 self.start_codebook()
+            loop.seconds = time.monotonic() - began
             loop.save(0)  # the warm-up and k-means are not done again
             if machine.processes() > 1:
                 loop.restore()

@@ -1,0 +1,230 @@
+"""Trained networks that come with the repository, to try without training.
+
+    python -m tevq.pretrained            # puts them into the run folders, where notebooks look
+    python -m tevq.pretrained --save     # writes them, and their card, from trained run folders
+
+`results/laptop/models` holds the classifier, and quantizer and generator of two variants, rounded
+to float16 (half the size). In a program: `load("te").paint(["the upper left is blue nine."])`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tevq import machine, stage1, stage2, tables
+from tevq.atomic import write_atomically
+from tevq.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.judge import Judge, encode_scenes, split_of
+from tevq.runs import Run, open_run
+from tevq.settings import OneLine, Settings, SettingsError
+from tevq.study import COMPARED, Study, choose
+from tevq.transformer import Transformer
+
+PRESET, SEED = "laptop", "0"
+CHECKED = 200  # validation scenes on which rounding is measured
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained generator with its quantizer: captions to images and back."""
+
+    settings: Settings
+    judge: Judge
+    model: Transformer
+
+    def paint(self, captions: Sequence[str], seed: int = 0, greedy: bool = False) -> torch.Tensor:
+        """One image per caption: (N, 3, 64, 64) in [-1, 1].
+
+        Raises SettingsError for a word outside the grammar or a caption that is too long.
+        """
+        tokenizer = self.judge.tokenizer
+        text = torch.zeros(len(captions), tokenizer.length, dtype=torch.long)
+        for row, caption in zip(text, captions, strict=True):
+            ids = tokenizer.encode(caption)
+            if len(ids) > len(row):
+                raise SettingsError(f"caption of {len(ids) - 2} tokens; at most {len(row) - 2} "
+                                    "fit, that is four clauses")
+            row[: len(ids)] = torch.tensor(ids)
+        codes = self.judge.paint(self.model, text, self.settings.evaluation, seed, greedy)
+        return self.judge.decode(codes)
+
+    @torch.no_grad()
+    def describe(self, images: torch.Tensor, seed: int = 0, greedy: bool = True) -> list[str]:
+        """One caption per image (N, 3, 64, 64) in [-1, 1]."""
+        codes = self.judge.quantizer.codes(images.to(self.judge.device))
+        return self.judge.image_to_text(self.model, codes, self.settings.evaluation, seed, greedy)
+
+
+def load(variant: str = "te", results: str | Path | None = None) -> Generator:
+    """The pretrained generator of a variant; puts it into the run folders first, if need be.
+
+    Raises SettingsError for a variant that does not come with the repository.
+    """
+    if variant not in COMPARED:
+        raise SettingsError(f"no pretrained networks of {variant!r}; there are some of "
+                            f"{', '.join(COMPARED)}")
+    study = chosen(results)
+    install(study)
+    settings = study.cell(variant, int(SEED))
+    judge = Judge.load(settings, study.results, machine.detect("float32").device)
+    return Generator(settings, judge, stage2.load(settings, judge, study.results))
+
+
+def chosen(results: str | Path | None = None, overrides: Any = "",
+           preset: str = PRESET) -> Study:
+    """The cells whose networks come with the repository."""
+    return choose(preset, COMPARED, SEED, "", overrides, str(results or ""))
+
+
+def runs_of(study: Study) -> list[Run]:
+    """The trained runs of a study: the classifier, then both stages of every cell."""
+    return [open_run(study.settings, "classifier", study.results)] + [
+        open_run(cell, kind, study.results)
+        for cell in study.cells for kind in ("stage1", "stage2")]
+
+
+def stem(run: Run) -> str:
+    """Name of the file that holds a run's weights, without its checksum."""
+    return run.name.replace("/", "-")
+
+
+def install(study: Study) -> list[str]:
+    """Puts pretrained weights into run folders that have none; returns their names.
+
+    Raises SettingsError when there are none for a run, or damaged ones.
+    """
+    placed = []
+    for run in runs_of(study):
+        if run.usable:
+            continue
+        files = sorted((study.folder / "models").glob(f"{stem(run)}.*.safetensors"))
+        if not files or not run.done:
+            raise SettingsError(f"no pretrained weights of {run.name} (other settings than theirs?)"
+                                "; train it: ./run_all.sh --help")
+        try:
+            weights = load_tree(files[0])
+        except DamagedFileError as error:
+            raise SettingsError(f"{error}; get it again from the repository") from None
+        save_tree(run.folder / "state", "weights", in_type(weights, torch.float32))
+        placed.append(run.name)
+    return placed
+
+
+def save(study: Study) -> list[Path]:
+    """Writes the weights of trained runs and the card; files of other runs go."""
+    folder, found = study.folder / "models", []
+    kept = [in_type(run.weights(), torch.float16) for run in runs_of(study)]
+    same = {cell.variant: _unchanged(cell, study) for cell in study.cells}
+    for run, weights in zip(runs_of(study), kept, strict=True):
+        found.append(save_tree(folder, stem(run), weights))
+    for old in set(folder.glob("*.safetensors")) - set(found):
+        old.unlink()
+    write_atomically(folder / "README.md", _card(study, found, same).encode())
+    return found
+
+
+def in_type(tree: Any, dtype: torch.dtype) -> Any:
+    """Nested weights with all floating-point numbers in `dtype`."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(dtype) if tree.is_floating_point() else tree
+    return {key: in_type(value, dtype) for key, value in tree.items()}
+
+
+def _unchanged(settings: Settings, study: Study) -> float:
+    """Share of the codes of some validation scenes that rounding leaves as they were."""
+    where = machine.detect("float32")
+    scenes, items = split_of(settings, "val", CHECKED)
+    model = stage1.load(settings, study.results, where.device)
+    before = encode_scenes(model, scenes, items, where)
+    model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
+    return float((encode_scenes(model, scenes, items, where) == before).float().mean())
+
+
+def _card(study: Study, files: list[Path], same: dict[str, float]) -> str:
+    """What the networks are, how they were made, how good they are, what they are not for."""
+    lines = ["| File | Parameters | Trained on | Minutes | Commit |",
+             "| --- | --- | --- | --- | --- |"]
+    for file, run in zip(files, runs_of(study), strict=True):
+        on = json.loads((run.folder / "config.json").read_text())["machine"]
+        count = sum(x.numel() for x in run.weights().values())
+        lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
+                     f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
+                     f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")
+    table, scores = tables.read(study, "table1"), []
+    for variant in study.variants:
+        for task, (decoding, metric) in tables.AS_PUBLISHED.items():
+            for split in ("test", "test_seen"):
+                mean = tables.by_case(table, task=task, split=split, decoding=decoding,
+                                      metric=metric).loc[variant, "mean"].mean()
+                scores.append(f"| {variant} | {task} | {split} | {mean:.3f} |")
+    rounding = ", ".join(f"{variant} {share:.2%}" for variant, share in same.items())
+    return CARD.format(preset=study.preset, seed=SEED, files="\n".join(lines),
+                       scores="\n".join(scores), rounding=rounding, checked=CHECKED)
+
+
+CARD = """# Trained networks of preset `{preset}`, seed {seed}
+
+The digit classifier, and quantizer and generator of `sc` (VQGAN) and `te` (TE-VQGAN: the same plus
+orthogonal codes). Written by `python -m tevq.pretrained --save`; nothing here is typed by hand.
+
+```bash
+python -m tevq.pretrained    # puts them into the run folders: notebooks 02 to 05 find them trained
+```
+
+```python
+from tevq import pretrained
+te = pretrained.load("te")
+images = te.paint(["the lower right is blue nine, and the white two is on the upper left."])
+print(te.describe(images))      # images: (1, 3, 64, 64) in [-1, 1]
+```
+
+{files}
+
+Digit accuracy, mean of Quad1–4, from `../tables/table1.csv`, before rounding:
+
+| Variant | Task | Split | Accuracy |
+| --- | --- | --- | --- |
+{scores}
+
+**Rounded** to float16. Of the codes of {checked} validation scenes this leaves unchanged:
+{rounding}. Tables and figures were made with the unrounded weights,
+so numbers made with these differ in the last digits.
+
+**For** looking at codes, painting captions of this grammar and describing such scenes. **Not for**
+anything else: they have seen coloured MNIST digits in five places and a few dozen words.
+
+Licence: MIT, as the code. Trained on MNIST (CC BY-SA 3.0; LeCun, Cortes, Burges).
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for what cannot be done."""
+    options = argparse.ArgumentParser("python -m tevq.pretrained", description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--save", action="store_true", help="write them from trained run folders")
+    options.add_argument("--results", default="", metavar="DIR")
+    told = options.parse_args(arguments)
+    try:
+        study = chosen(told.results)
+        if told.save:
+            for path in save(study):
+                print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        else:
+            placed = install(study)
+            print("\n".join(f"{name}: in place" for name in placed) or "all were in place")
+    except OneLine as error:
+        print(f"tevq: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
