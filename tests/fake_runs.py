@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
-from tevq import tables
+from tevq import evaluation, tables
 from tevq.scenes import CASES
 from tevq.study import Study
 
@@ -51,7 +52,7 @@ def _evaluation(cell: tables.Cell, folder: Path) -> list[dict]:
     random = np.random.default_rng([s.seed, list(LEVEL).index(s.variant)])
     less = 0.05 if cell.size == "third" else 0.0
     for split in ("test", "test_seen"):
-        for task, decoding in (("t2i", "sampled"), ("i2t", "sampled"), ("i2t", "greedy")):
+        for task, decoding in itertools.product(("t2i", "i2t"), evaluation.DECODINGS):
             for case in CASES:
                 n = _digits(case)
                 right = random.binomial(n, accuracy(s.variant, s.seed, task, split, case) - less,

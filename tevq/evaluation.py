@@ -26,6 +26,7 @@ from tevq.settings import Settings
 from tevq.stage1 import reconstruct
 
 SPLITS = ("test", "test_seen")
+DECODINGS = ("sampled", "greedy")
 EXAMPLES_PER_CASE = 4  # the first of every case: fixed, not the best
 PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
 
@@ -59,7 +60,7 @@ def evaluate(settings: Settings, results=None) -> Run:
     """Both directions on the test splits; returns its run.
 
     Summary rows: split, task (t2i, i2t), decoding (sampled, greedy), case, metric, value, correct,
-    n. Text->image is sampled as officially; captions are sampled and greedy.
+    n. Both directions are sampled as officially, and once more greedy.
     """
     run = open_run(settings, "evaluation", results)
     with run.lock():
@@ -127,12 +128,12 @@ def _both_directions(settings: Settings, judge: Judge, model, split: str, result
         for metric, score in scores.items():
             columns[f"{task}_{decoding}_{metric}"] = score
 
-    if settings.stage2.directions != "i2t":
-        codes = judge.text_to_image(model, scenes, options, seed)
-        keep(judge.score_codes(codes, scenes), "t2i", "sampled")
-        examples["t2i"] = codes[chosen].tolist()
-    if settings.stage2.directions != "t2i":
-        for decoding in ("sampled", "greedy"):
+    for decoding in DECODINGS:
+        if settings.stage2.directions != "i2t":
+            codes = judge.text_to_image(model, scenes, options, seed, decoding == "greedy")
+            keep(judge.score_codes(codes, scenes), "t2i", decoding)
+            examples[f"t2i_{decoding}"] = codes[chosen].tolist()
+        if settings.stage2.directions != "t2i":
             texts = judge.image_to_text(model, truth, options, seed, decoding == "greedy")
             keep(judge.score_texts(texts, scenes), "i2t", decoding)
             examples[f"i2t_{decoding}"] = [texts[i] for i in chosen]

@@ -56,12 +56,12 @@ def paint(settings: Settings, split: str, results: str | None, index: Sequence[i
     """Images for some examples, or None when the run or its weights are not there."""
     found = examples(settings, split, results)
     weights = ("classifier", "stage1")
-    if not found or "t2i" not in found or not all(open_run(settings, kind, results).usable
+    if not found or "t2i_sampled" not in found or not all(open_run(settings, kind, results).usable
                                                   for kind in weights):
         return None
     judge = Judge.load(settings, results)
     scenes = split_of(settings, split)[0].take(np.array(found["scene"])[list(index)])
-    images = judge.decode(torch.tensor(found["t2i"])[list(index)])
+    images = judge.decode(torch.tensor(found["t2i_sampled"])[list(index)])
     return Painted(images, *read_places(images, scenes.place, judge.classifier.predict))
 
 

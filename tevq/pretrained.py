@@ -10,6 +10,7 @@ to float16 (half the size). In a program: `load("te").paint(["the upper left is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import torch
 from tevq import machine, stage1, stage2, tables
 from tevq.atomic import write_atomically
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.evaluation import DECODINGS, SPLITS
 from tevq.judge import Judge, encode_scenes, split_of
 from tevq.runs import Run, open_run
 from tevq.settings import OneLine, Settings, SettingsError
@@ -159,12 +161,13 @@ def _card(study: Study, files: list[Path], same: dict[str, float]) -> str:
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")
     table, scores = tables.read(study, "table1"), []
-    for variant in study.variants:
-        for task, (decoding, metric) in tables.AS_PUBLISHED.items():
-            for split in ("test", "test_seen"):
-                mean = tables.by_case(table, task=task, split=split, decoding=decoding,
-                                      metric=metric).loc[variant, "mean"].mean()
-                scores.append(f"| {variant} | {task} | {split} | {mean:.3f} |")
+    for (task, (_, metric)), split, decoding in itertools.product(
+            tables.AS_PUBLISHED.items(), SPLITS, DECODINGS):
+        found = tables.by_case(table, task=task, split=split, decoding=decoding, metric=metric)
+        means = " | ".join(f"{found.loc[variant, 'mean'].mean():.3f}" for variant in study.variants)
+        scores.append(f"| {task} | {split} | {decoding} | {means} |")
+    scores[:0] = [f"| Task | Split | Decoding | {' | '.join(study.variants)} |",
+                  "| --- " * (3 + len(study.variants)) + "|"]
     rounding = ", ".join(f"{variant} {share:.2%}" for variant, share in same.items())
     return CARD.format(preset=study.preset, seed=SEED, files="\n".join(lines),
                        scores="\n".join(scores), rounding=rounding, checked=CHECKED)
@@ -190,8 +193,6 @@ print(te.describe(images))      # images: (1, 3, 64, 64) in [-1, 1]
 
 Digit accuracy, mean of Quad1–4, from `../tables/table1.csv`, before rounding:
 
-| Variant | Task | Split | Accuracy |
-| --- | --- | --- | --- |
 {scores}
 
 **Rounded** to float16. Of the codes of {checked} validation scenes this leaves unchanged:

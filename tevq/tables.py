@@ -19,7 +19,7 @@ import pandas as pd
 
 from tevq import machine
 from tevq.atomic import write_atomically
-from tevq.evaluation import SPLITS
+from tevq.evaluation import DECODINGS, SPLITS
 from tevq.runs import Run, open_run
 from tevq.scenes import CASES
 from tevq.scoring import CAPTION_METRICS, IMAGE_METRICS
@@ -85,7 +85,8 @@ def build(study: Study) -> dict[str, pd.DataFrame]:
     return {
         "table1": _frame(row for c in own if c.size == "full" for row in _accuracy(c)),
         "table2": _frame(row for c in compared if c.kind == "evaluation" for row in _accuracy(c)
-                         if (row["task"], row["metric"]) == ("t2i", "digit")),
+                         if (row["task"], row["metric"]) == ("t2i", "digit")
+                         and row["decoding"] == AS_PUBLISHED["t2i"][0]),
         "table3": _frame(row for c in compared if c.kind == "quantizer"
                          for row in _reconstruction(c)),
         "equivariance": _frame(row for c in every if c.kind == "quantizer"
@@ -210,10 +211,9 @@ def _accuracy(cell: Cell) -> list[dict[str, Any]]:
         tasks = [("ceiling-real", "", IMAGE_METRICS), ("ceiling-reconstruction", "", IMAGE_METRICS)]
     else:
         directions = cell.settings.stage2.directions
-        tasks = [task for task in (("t2i", "sampled", IMAGE_METRICS),
-                                   ("i2t", "sampled", CAPTION_METRICS),
-                                   ("i2t", "greedy", CAPTION_METRICS))
-                 if directions in ("both", task[0])]
+        tasks = [(task, decoding, metrics) for task, metrics in (("t2i", IMAGE_METRICS),
+                                                                 ("i2t", CAPTION_METRICS))
+                 if directions in ("both", task) for decoding in DECODINGS]
     expected = [
         {"task": task, "split": split, "decoding": decoding, "case": case, "metric": metric}
         for task, decoding, metrics in tasks for split in SPLITS for case in CASES
