@@ -135,7 +135,8 @@ def test_files_stay_small():
 def test_checkpoints_and_logs_are_not_committed():
     ignored = ["results/smoke/runs/stage1/a/state/step.safetensors", "results/smoke/logs/a.log",
                "results/smoke/runs/stage1/a/.lock", ".venv/x", "tevq.egg-info/x"]
-    kept = ["results/smoke/tables/table1.csv", "results/smoke/figures/a.png", "tevq/paper.json",
+    kept = ["results/laptop/models/a.safetensors", "results/smoke/tables/table1.csv",
+            "results/smoke/figures/a.png", "tevq/paper.json",
             "results/smoke/notebooks/a.ipynb", "results/smoke/notebooks/a.html",
             "results/smoke/runs/stage1/a/config.json", "results/smoke/runs/stage1/a/metrics.jsonl",
             "results/smoke/runs/stage1/a/summary.json", "notebooks/01_dataset.ipynb"]

@@ -98,3 +98,9 @@ def test_paints_and_describes(trained):
         te.paint(["the center is purple two."])
     with pytest.raises(SettingsError, match="tokens; at most"):
         te.paint([", ".join(["the upper left is white two"] * 9) + "."])
+
+
+def test_rounded_weights_are_not_saved_as_trained_ones(clone):
+    pretrained.install(clone)
+    with pytest.raises(SettingsError, match="holds pretrained weights"):
+        pretrained.save(clone)

@@ -1,4 +1,4 @@
-"""Scenes: the held-out rule and leakage on the built data, determinism, cache, and drawing."""
+"""Scenes: the held-out rule and leakage on the built data, determinism, cache."""
 
 import dataclasses
 import json

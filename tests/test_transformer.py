@@ -190,12 +190,12 @@ def test_neighbours_are_all_that_is_known_within_reach(reach):
 
 
 def test_sizes():
-    assert Transformer(50, 256, 48, 16).parameter_count() == 938_624  # laptop
+    assert Transformer(50, 256, 48, 16).parameter_count() == 938_624
     paper = dict(dim=256, depth=8, heads=8, head_dim=64)  # inner width 512, not dim
     assert Transformer(50, 256, 48, 16, **paper).parameter_count() > 8_000_000
 
 
-@pytest.mark.parametrize("bad", [{"heads": 0}, {"depth": 1.5}, {"window": 0}])
+@pytest.mark.parametrize("bad", [{"heads": 0}, {"depth": 1.5}, {"window": 0}, {"neighbours": -1}])
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(SettingsError, match=next(iter(bad))):
         small(**bad)

@@ -61,7 +61,7 @@ def our_model(s: Stage2, length: int, where: Machine) -> Transformer:
 
 def our_step(s: Stage2, length: int, where: Machine,
              size: int) -> tuple[Callable[[], None], Transformer]:
-    """Our update, the two directions in turn, and the model it updates."""
+    """Our update from text to image, and the model it updates."""
     model, data = our_model(s, length, where), batch_of(size, length, where)
     optimizers = stage2.build_optimizers(model, s)
 

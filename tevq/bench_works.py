@@ -54,7 +54,7 @@ class Plan:
             lambda: dataclasses.replace(training_step(
                 "Stage-2 step, paper", paper.stage2, WORDS, where, 8, twin, bars), share=0.35),
             lambda: dataclasses.replace(training_step(
-                "Stage-2 step, laptop", laptop.stage2, WORDS, where, 64, Twin(128, 4, 2),
+                "Stage-2 step, laptop", laptop.stage2, WORDS, where, 64, Twin(136, 4, 2),
                 {GPT2: 2.5}), share=0.5),
             lambda: sampling("sampling, paper", paper.stage2, WORDS, where, 64, twin,
                              {GPT2: 4.0, DALLE: 100.0}),

@@ -22,6 +22,8 @@ from tevq.tables import AS_PUBLISHED, QUADS, by_case, published, select
 BASELINES = ("mb", "mp", "cb")
 LEARNED = 0.5  # seen digit accuracy, Quad2-4, past the binding transition (chance is 0.1)
 SETTLED = 0.9  # below it a generator is still learning, and end points still move
+# what a generator must have learned: images by the number that is compared, captions greedily,
+# because one unlucky word says little about learning
 SEEN = {"t2i": ("sampled", "digit"), "i2t": ("greedy", "digit")}
 TITLES = {"t2i": "text→image", "i2t": "image→text"}
 

@@ -10,6 +10,7 @@ to float16 (half the size). In a program: `load("te").paint(["the upper left is 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -73,9 +74,9 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     if variant not in COMPARED:
         raise SettingsError(f"no pretrained networks of {variant!r}; there are some of "
                             f"{', '.join(COMPARED)}")
-    study = chosen(results)
+    study = dataclasses.replace(chosen(results), variants=(variant,))
     install(study)
-    settings = study.cell(variant, int(SEED))
+    settings = study.settings
     judge = Judge.load(settings, study.results, machine.detect("float32").device)
     return Generator(settings, judge, stage2.load(settings, judge, study.results))
 
@@ -109,8 +110,8 @@ def install(study: Study) -> list[str]:
             continue
         files = sorted((study.folder / "models").glob(f"{stem(run)}.*.safetensors"))
         if not files or not run.done:
-            raise SettingsError(f"no pretrained weights of {run.name} (other settings than theirs?)"
-                                "; train it: ./run_all.sh --help")
+            raise SettingsError(f"no pretrained weights of {run.name} in {study.folder / 'models'} "
+                                "(other settings?); train it: ./run_all.sh --help")
         try:
             weights = load_tree(files[0])
         except DamagedFileError as error:
@@ -121,16 +122,28 @@ def install(study: Study) -> list[str]:
 
 
 def save(study: Study) -> list[Path]:
-    """Writes the weights of trained runs and the card; files of other runs go."""
-    folder, found = study.folder / "models", []
-    kept = [in_type(run.weights(), torch.float16) for run in runs_of(study)]
-    same = {cell.variant: _unchanged(cell, study) for cell in study.cells}
-    for run, weights in zip(runs_of(study), kept, strict=True):
-        found.append(save_tree(folder, stem(run), weights))
+    """Writes the weights of trained runs and the card; files of other runs go.
+
+    Raises SettingsError when a run is not trained or evaluated, or has rounded weights itself.
+    """
+    folder, found, counts = study.folder / "models", [], []
+    scores = _scores(study)
+    for run in runs_of(study):
+        weights = run.weights()
+        if _same(weights, in_type(in_type(weights, torch.float16), torch.float32)):
+            raise SettingsError(f"{run.name} holds pretrained weights, not its own; train it again")
+        found.append(save_tree(folder, stem(run), in_type(weights, torch.float16)))
+        counts.append(sum(x.numel() for x in weights.values() if x.is_floating_point()))
     for old in set(folder.glob("*.safetensors")) - set(found):
         old.unlink()
-    write_atomically(folder / "README.md", _card(study, found, same).encode())
+    card = CARD.format(preset=study.preset, seed=SEED, files=_files(study, found, counts),
+                       scores=scores, rounding=_rounding(study), checked=CHECKED)
+    write_atomically(folder / "README.md", card.encode())
     return found
+
+
+def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
 def in_type(tree: Any, dtype: torch.dtype) -> Any:
@@ -140,37 +153,45 @@ def in_type(tree: Any, dtype: torch.dtype) -> Any:
     return {key: in_type(value, dtype) for key, value in tree.items()}
 
 
-def _unchanged(settings: Settings, study: Study) -> float:
+def _rounding(study: Study) -> str:
     """Share of the codes of some validation scenes that rounding leaves as they were."""
-    where = machine.detect("float32")
-    scenes, items = split_of(settings, "val", CHECKED)
-    model = stage1.load(settings, study.results, where.device)
-    before = encode_scenes(model, scenes, items, where)
-    model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
-    return float((encode_scenes(model, scenes, items, where) == before).float().mean())
+    where, parts = machine.detect("float32"), []
+    for cell in study.cells:
+        scenes, items = split_of(cell, "val", CHECKED)
+        model = stage1.load(cell, study.results, where.device)
+        before = encode_scenes(model, scenes, items, where)
+        model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
+        same = (encode_scenes(model, scenes, items, where) == before).float().mean()
+        parts.append(f"{cell.variant} {same:.2%}")
+    return ", ".join(parts)
 
 
-def _card(study: Study, files: list[Path], same: dict[str, float]) -> str:
-    """What the networks are, how they were made, how good they are, what they are not for."""
-    lines = ["| File | Parameters | Trained on | Minutes | Commit |",
+def _files(study: Study, files: list[Path], counts: list[int]) -> str:
+    """The files: what is in them and where it was trained."""
+    lines = ["| File | Numbers | Trained on | Minutes | Commit |",
              "| --- | --- | --- | --- | --- |"]
-    for file, run in zip(files, runs_of(study), strict=True):
+    for file, count, run in zip(files, counts, runs_of(study), strict=True):
         on = json.loads((run.folder / "config.json").read_text())["machine"]
-        count = sum(x.numel() for x in run.weights().values())
         lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")
-    table, scores = tables.read(study, "table1"), []
+    return "\n".join(lines)
+
+
+def _scores(study: Study) -> str:
+    """Digit accuracy by task, split and decoding, from the evaluations of these runs."""
+    table = tables.build(study)["table1"]
+    table = table[table.task.isin(tables.AS_PUBLISHED)]
+    if missing := sorted(set(table.run[table.state != "done"])):
+        raise SettingsError(f"not evaluated: {', '.join(missing)}; run notebook 05 first")
+    lines = [f"| Task | Split | Decoding | {' | '.join(study.variants)} |",
+             "| --- " * (3 + len(study.variants)) + "|"]
     for (task, (_, metric)), split, decoding in itertools.product(
             tables.AS_PUBLISHED.items(), SPLITS, DECODINGS):
         found = tables.by_case(table, task=task, split=split, decoding=decoding, metric=metric)
-        means = " | ".join(f"{found.loc[variant, 'mean'].mean():.3f}" for variant in study.variants)
-        scores.append(f"| {task} | {split} | {decoding} | {means} |")
-    scores[:0] = [f"| Task | Split | Decoding | {' | '.join(study.variants)} |",
-                  "| --- " * (3 + len(study.variants)) + "|"]
-    rounding = ", ".join(f"{variant} {share:.2%}" for variant, share in same.items())
-    return CARD.format(preset=study.preset, seed=SEED, files="\n".join(lines),
-                       scores="\n".join(scores), rounding=rounding, checked=CHECKED)
+        means = " | ".join(f"{found.loc[v, 'mean'].item():.3f}" for v in study.variants)
+        lines.append(f"| {task} | {split} | {decoding} | {means} |")
+    return "\n".join(lines)
 
 
 CARD = """# Trained networks of preset `{preset}`, seed {seed}
@@ -191,7 +212,8 @@ print(te.describe(images))      # images: (1, 3, 64, 64) in [-1, 1]
 
 {files}
 
-Digit accuracy, mean of Quad1–4, from `../tables/table1.csv`, before rounding:
+Digit accuracy before rounding, mean of Quad1–4 (captions: the official, lenient rule); from the
+same runs as `../tables/table1.csv`:
 
 {scores}
 
@@ -221,6 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             placed = install(study)
             print("\n".join(f"{name}: in place" for name in placed) or "all were in place")
+            if placed:
+                print("rounded to float16: what is trained or evaluated on them differs from what "
+                      "is committed in the last digits")
     except OneLine as error:
         print(f"tevq: {error}", file=sys.stderr)
         return 2

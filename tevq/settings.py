@@ -100,9 +100,9 @@ class Stage2:
     heads: int = option(2, low=1)
     head_dim: int = option(64, low=4)
     window: int = option(6, low=1)  # words that a text embedding sees, itself included
-    neighbours: int = option(1, low=0)  # rows and columns of codes that an image embedding sees
+    neighbours: int = option(1, low=0)  # reach of an image embedding, in codes; 0 = its own only
     directions: str = option("both", choices=("both", "t2i", "i2t"))
-    t2i_share: float = option(0.5, low=0.0, high=1.0)  # of the steps, when both take turns
+    t2i_share: float = option(0.5, low=0.0, high=1.0)  # of the steps, if directions = both
     target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
     fraction: float = option(1.0, low=1e-3, high=1.0)  # share of the training scenes (Table 2)
     steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns

@@ -159,7 +159,7 @@ class Trainer:
 
 
 def turn(step: int, s: Stage2) -> str:
-    """Direction of a step: "t2i" as soon as fewer than `t2i_share` of the steps have been."""
+    """Direction of a step: "t2i" while fewer than `t2i_share` of all steps, this one too, were."""
     if s.directions != "both":
         return s.directions
     return "t2i" if math.ceil((step + 1) * s.t2i_share) > math.ceil(step * s.t2i_share) else "i2t"

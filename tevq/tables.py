@@ -85,8 +85,8 @@ def build(study: Study) -> dict[str, pd.DataFrame]:
     return {
         "table1": _frame(row for c in own if c.size == "full" for row in _accuracy(c)),
         "table2": _frame(row for c in compared if c.kind == "evaluation" for row in _accuracy(c)
-                         if (row["task"], row["metric"]) == ("t2i", "digit")
-                         and row["decoding"] == AS_PUBLISHED["t2i"][0]),
+                         if (row["task"], row["decoding"], row["metric"])
+                         == ("t2i", *AS_PUBLISHED["t2i"])),
         "table3": _frame(row for c in compared if c.kind == "quantizer"
                          for row in _reconstruction(c)),
         "equivariance": _frame(row for c in every if c.kind == "quantizer"

@@ -120,8 +120,8 @@ class Transformer(nn.Module):
       heads, head_dim     of the attention; its inner width is heads * head_dim
       expand              inner width of the GELU network, in units of dim
       window              words seen by a text embedding, >= 1
-      neighbours          rows and columns of codes, around the position it predicts, that an
-                          image embedding sees; 0 = its own code only
+      neighbours          reach of an image embedding: it sees the known codes at most so many
+                          rows above and columns beside the one it predicts; 0 = its own only
       dtype               type of the activations in `forward` and `loss`; weights stay float32
     """
 
@@ -135,6 +135,8 @@ class Transformer(nn.Module):
                                 heads=heads, head_dim=head_dim, window=window).items():
             if not isinstance(value, int) or value < 1:
                 raise SettingsError(f"transformer: {name} = {value!r} must be an integer >= 1")
+        if neighbours < 0:
+            raise SettingsError(f"transformer: neighbours = {neighbours!r} must be >= 0")
         self.V, self.K, self.L, self.h, self.N = V, K, text_length, grid, grid * grid
         self.heads, self.head_dim, self.depth, self.dtype = heads, head_dim, depth, dtype
         self.words = NeighbourEmbedding(V, text_offsets(text_length, window), dim)
@@ -225,7 +227,7 @@ class Transformer(nn.Module):
 
     @contextmanager
     def sampling(self, dtype: torch.dtype):
-        """As `computing`, with every weight cast once: one token has too little work to do it."""
+        """As `computing`, with every weight cast once: for one token, casting costs as much."""
         layers = [layer for layer in self.modules() if isinstance(layer, Linear)]
         try:
             for layer in layers:

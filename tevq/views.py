@@ -12,6 +12,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from tevq import presets, tables
+from tevq.settings import Stage1
 from tevq.stats import mean_sd
 from tevq.study import Study
 from tevq.tables import AS_PUBLISHED, CELLS, MEASURES, QUADS, by_case, published, select
@@ -168,7 +169,7 @@ def caption(study: Study, table: pd.DataFrame) -> str:
     if study.preset != "paper" or study.overrides:
         parts.append("scaled down: " + ", ".join((
             f"{s.data.train:,} of the paper's {full.data.train:,} training scenes",
-            f"{s.stage1.steps * s.stage1.batch:,} of {full.stage1.steps * full.stage1.batch:,} "
+            f"{_images(s.stage1):,} of {_images(full.stage1):,} "
             "Stage-1 images",
             f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
             "Stage-2 sequences")))
@@ -180,6 +181,11 @@ def caption(study: Study, table: pd.DataFrame) -> str:
     parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
               for row in known.itertuples()]
     return "; ".join(parts)
+
+
+def _images(s: Stage1) -> int:
+    """Images of a Stage-1 training, warm-up included."""
+    return (s.warmup_steps + s.steps) * s.batch
 
 
 def differences(study: Study) -> pd.DataFrame:
