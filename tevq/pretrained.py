@@ -206,8 +206,9 @@ python -m tevq.pretrained    # puts them into the run folders: notebooks 02 to 0
 ```python
 from tevq import pretrained
 te = pretrained.load("te")
-images = te.paint(["the lower right is blue nine, and the white two is on the upper left."])
-print(te.describe(images))      # images: (1, 3, 64, 64) in [-1, 1]
+text = "the lower right is blue nine, and the white two is on the upper left."
+images = te.paint([text], greedy=True)  # or seed=0, seed=1, ...: sampled
+print(te.describe(images))              # images: (1, 3, 64, 64) in [-1, 1]
 ```
 
 {files}
