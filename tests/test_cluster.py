@@ -224,15 +224,19 @@ def test_without_dask_one_line_says_what_to_install(tmp_path, folder, monkeypatc
 
 
 SBATCH = """#!/bin/sh
+if [ "$1" = --test-only ]; then
+  ! grep -q nowhere || { echo "sbatch: error: no such partition" >&2; exit 1; }
+  exit 0
+fi
 cp "$1" "$RECORD" 2>/dev/null || cat >"$RECORD"
 nohup sh "$RECORD" >"$RECORD.log" 2>&1 &
 echo "Submitted batch job $!"
 """
 
 
-@pytest.mark.skipif(not shutil.which("nohup"), reason="the stand-in for Slurm needs nohup")
-def test_slurm_jobs_are_workers(tmp_path, folder, monkeypatch, capsys):
-    """A stand-in for sbatch runs the job script. Planted fault: no job is ever asked for."""
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A stand-in for sbatch that runs the job script itself, and knows no partition `nowhere`."""
     pytest.importorskip("dask_jobqueue")
     (tmp_path / "bin").mkdir()
     for name, text in (("sbatch", SBATCH), ("scancel", '#!/bin/sh\nkill "$1"\n')):
@@ -241,6 +245,11 @@ def test_slurm_jobs_are_workers(tmp_path, folder, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("RECORD", str(tmp_path / "job"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("nohup"), reason="the stand-in for Slurm needs nohup")
+def test_slurm_jobs_are_workers(tmp_path, folder, slurm, capsys):
+    """Planted fault: no job is ever asked for."""
     Path("slurm.yaml").write_text(json.dumps({
         "jobs": 1, "cores": 1, "memory": "1GB", "job_extra_directives": ["--gres=gpu:1"],
         "worker_extra_args": ["--resources", "GPU=1"],
@@ -250,3 +259,14 @@ def test_slurm_jobs_are_workers(tmp_path, folder, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "asked Slurm for 1 jobs" in said and "1 Dask workers, 1 with a GPU" in said
     assert "#SBATCH --gres=gpu:1" in (tmp_path / "job").read_text()
+
+
+def test_a_refused_job_is_one_line(tmp_path, folder, slurm, capsys):
+    """Planted fault: the answer of sbatch unread, so the command waits for ever."""
+    Path("slurm.yaml").write_text(json.dumps({
+        "jobs": 1, "cores": 1, "memory": "1GB", "queue": "nowhere",
+        "scheduler_options": {"host": "127.0.0.1", "dashboard": False}}))
+    assert main(["--slurm", "slurm.yaml", "--results", str(tmp_path / "results")], folder) == 2
+    err = capsys.readouterr().err
+    assert "Slurm refuses such a job: sbatch: error: no such partition" in err
+    assert err.count("\n") == 1 and not (tmp_path / "job").exists()

@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import shutil
+import subprocess
 import threading
 import time
 import uuid
@@ -186,6 +187,12 @@ def _slurm(file: str):
         cluster = SLURMCluster(**tree)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"--slurm {file}: {' '.join(str(error).split())}") from None
+    asked = subprocess.run(["sbatch", "--test-only"], input=cluster.job_script(),
+                           capture_output=True, text=True)
+    if asked.returncode:  # nobody would hear of it later: Dask submits in the background
+        cluster.close()
+        raise SettingsError(f"--slurm {file}: Slurm refuses such a job: "
+                            f"{' '.join((asked.stderr or asked.stdout).split())}")
     cluster.scale(jobs=jobs)
     return cluster, jobs * int(tree.get("processes", 1))
 

@@ -20,7 +20,7 @@ from tevq.items import class_names
 from tevq.quantizer import orthogonality
 from tevq.settings import Settings, Stage1, Stage2
 from tevq.tokenizer import Tokenizer
-from tevq.transformer import Transformer
+from tevq.transformer import DIRECTIONS, Transformer
 from tevq.vqgan import VQGAN
 
 H200_BFLOAT16 = 989e12  # operations per second, dense (NVIDIA's data sheet)
@@ -77,7 +77,7 @@ def _adversarial(s: Stage1, x: torch.Tensor) -> float:
 
 
 def stage2(settings: Settings) -> float:
-    """Operations per training sequence (mean of the two directions)."""
+    """Operations per training sequence, mean over the steps in both directions."""
     s: Stage2 = settings.stage2
     tokenizer = Tokenizer(class_names(settings.data.source))
     grid = 64 // settings.stage1.stride
@@ -85,8 +85,9 @@ def stage2(settings: Settings) -> float:
                         s.depth, s.heads, s.head_dim, window=s.window, neighbours=s.neighbours)
     text = torch.full((1, tokenizer.length), 5)
     codes = torch.zeros(1, grid, grid, dtype=torch.long)
-    return sum(count(lambda d=d: model.loss(text, codes, d).total.backward())
-               for d in ("t2i", "i2t")) / 2
+    painting, describing = (count(lambda d=d: model.loss(text, codes, d).total.backward())
+                            for d in DIRECTIONS)
+    return s.t2i_share * painting + (1 - s.t2i_share) * describing
 
 
 @dataclass(frozen=True)

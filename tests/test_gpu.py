@@ -1,0 +1,112 @@
+"""Steps on a pretended GPU: fake tensors know shapes and devices, and hold no numbers.
+
+They refuse to mix devices, and to be read back, which on a real GPU would make the loop wait. The
+backward pass alone needs a real GPU; here every gradient is a new fake tensor.
+"""
+
+import numpy as np
+import pytest
+import torch
+from small import tiny
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from tevq import losses, presets, sampling, scenes, stage1, stage2
+from tevq.classifier import Classifier
+from tevq.items import load_items
+from tevq.loop import Loop
+from tevq.machine import Machine
+from tevq.runs import open_run
+from tevq.transformer import Transformer
+from tevq.vqgan import VQGAN
+
+GPU = Machine(torch.device("cuda"), torch.bfloat16)
+BATCH, GRID = 4, 4  # the generator's grid is small: painting takes GRID * GRID steps
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Within the block, `cuda` is a device of fake tensors, and `backward` sets fake gradients."""
+    learned = []
+
+    def backward(loss, **options):
+        assert loss.requires_grad and loss.device.type == "cuda" and loss.shape == ()
+        for p in learned[0].parameters():
+            p.grad = torch.empty_like(p) if p.requires_grad else None
+
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", lambda y, x, **k: (torch.empty_like(x),))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield learned
+
+
+@pytest.fixture
+def networks():
+    """Everything a cell of preset gpu trains, built before the GPU is pretended."""
+    s = presets.load("gpu", "te", 0)
+    model = VQGAN(s.stage1)
+    critic = losses.PatchDiscriminator(s.stage1.disc_channels, s.stage1.disc_layers)
+    generator = Transformer(50, s.stage1.codes, 40, GRID, s.stage2.dim, 2, s.stage2.heads,
+                            window=s.stage2.window, neighbours=s.stage2.neighbours,
+                            dtype=torch.bfloat16)
+    judge = Classifier(s.classifier.width).eval().requires_grad_(False)
+    return s, model, critic, generator, judge
+
+
+@pytest.fixture
+def drawn():
+    """Scenes and the items they show."""
+    return scenes.load_scenes(tiny().data, "val"), load_items("digits", "test")
+
+
+def test_stage1_steps(networks, pretend, monkeypatch):
+    s, model, critic, _, judge = networks
+    monkeypatch.setattr(stage1, "VQGAN", lambda _: model)
+    monkeypatch.setattr(losses, "PatchDiscriminator", lambda *_: critic)
+    learner = stage1.Learner(s.stage1, GPU, losses.feature_distance(judge.to(GPU.device)))
+    x = torch.empty(BATCH, 3, 64, 64, device=GPU.device)
+    pretend[:] = [learner.model]
+    for step in (0, s.stage1.disc_start):
+        numbers, y, codes = learner.generator_step(x, step)
+        assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
+    pretend[:] = [learner.critic]
+    numbers |= learner.critic_step(x, y)
+    assert {"critic_loss", "adaptive_weight", "gradient_norm"} <= set(numbers)
+    assert all(value.device == x.device for value in numbers.values())
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_stage2_steps(networks, pretend, direction):
+    s, _, _, generator, _ = networks
+    generator.to(GPU.device)
+    pretend[:] = [generator]
+    text = torch.ones(BATCH, 40, dtype=torch.long, device=GPU.device)
+    codes = torch.ones(BATCH, GRID, GRID, dtype=torch.long, device=GPU.device)
+    optimizers = stage2.build_optimizers(generator, s.stage2)
+    numbers = stage2.update(generator, optimizers, s.stage2, text, codes, direction)
+    assert all(value.device == codes.device for value in numbers.values())
+
+
+def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
+    s, model, _, generator, judge = networks
+    for network in (model, generator, judge):
+        network.to(GPU.device)
+    found, items = drawn
+    x = scenes.render(found, items.to(GPU.device), np.arange(BATCH))
+    codes = model.codes(x.contiguous(memory_format=torch.channels_last))
+    seeds = torch.zeros(BATCH, dtype=torch.long, device=GPU.device)
+    text = torch.ones(BATCH, 40, dtype=torch.long, device=GPU.device)
+    with torch.no_grad():
+        painted = sampling.generate_images(generator, text, seeds, 1.0, 38)
+        y = model.decode_codes(codes)
+        labels, colours = judge.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
+    assert x.device == codes.device == painted.device == labels.device == colours.device
+    assert painted.shape == (BATCH, GRID, GRID) and y.shape == x.shape
+
+
+def test_the_loop_looks_at_numbers_only_where_it_says_so(pretend, tmp_path):
+    loop = Loop(open_run(tiny(), "stage1", tmp_path), {}, 100)
+    loop.see(torch.zeros((), device=GPU.device), torch.zeros((), device=GPU.device))
+    with pytest.raises(DataDependentOutputException):
+        loop.check()
