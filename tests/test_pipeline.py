@@ -72,6 +72,19 @@ def test_tables_add_their_nodes():
     assert {third.label, other.label} <= set(nodes["05_evaluation"].needs)
     assert not any("mb" in label and label.endswith(("0.33", "fashion")) for label in nodes)
     assert not any("fashion" in node.label for node in graph.build(choose("smoke", tables="3")))
+    assert not any("stride" in label for label in nodes)
+
+
+def test_table_4_adds_both_stages_at_its_stride():
+    nodes = {n.label: n for n in graph.build(choose("gpu", "mb,te", "7", "4", {"stage2.lr": 0.1}))}
+    first, second = nodes["03_stage1-te-s7-stride8"], nodes["04_stage2-te-s7-stride8"]
+    for node in (first, second):
+        assert node.parameters["overrides"] == {"stage2.lr": 0.1, "stage1.stride": 8}
+        assert node.settings[0].stage1.stride == 8 and node.settings[0].stage2.lr == 0.1
+    assert second.needs == (first.label,) and second.label in nodes["05_evaluation"].needs
+    assert "03_stage1-mb-s7-stride8" not in nodes
+    already = graph.build(choose("gpu", "te", "7", "4", {"stage1.stride": 8}))
+    assert not any("stride" in node.label for node in already)
 
 
 def test_threads_do_not_depend_on_what_is_skipped():
@@ -202,7 +215,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--variants sc,tee", "did you mean 'te'?"),
         ("--seeds 0,-1", "seed '-1'"),
         ("--notebooks 8", "unknown notebook '8'"),
-        ("--tables 4", "unknown table 4"),
+        ("--tables 5", "unknown table 5"),
         ("--set stage1.stepz=1", "did you mean 'stage1.steps'?"),
         ("--set stage1.steps=many", "stage1.steps = 'many' is not of type int"),
         ("--set stage1.steps", "is not name=value"),

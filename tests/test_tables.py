@@ -80,7 +80,7 @@ def test_another_config_is_another_cell(study):
 def test_written_tables_read_back(study, built):
     paths = tables.write(study, built)
     assert {p.name for p in paths} == {f"{n}.csv" for n in ("table1", "table2", "table3",
-                                                            "equivariance")}
+                                                            "equivariance", "stride")}
     for name, table in built.items():
         back = tables.read(study, name)
         assert list(back.columns) == list(table.columns)
@@ -112,9 +112,26 @@ def test_sources_of_table_3(built, tmp_path):
     assert none["table3"].empty and len(none["table1"])
 
 
+def test_the_stride_of_table_4_stays_out_of_the_other_tables(study, built, tmp_path):
+    for name, table in built.items():
+        assert set(table.stride) == ({8} if name == "stride" else {4}), name
+    ours = views.strides(built)
+    assert list(ours.index.unique(0)) == ["stride 4", "stride 8"]
+    assert list(ours.index.unique(1)) == ["sc", "te"]
+    usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
+    assert ours.loc[("stride 4", "te", "ours"), "text→image"] == usual
+    assert ours.loc[("stride 8", "sc", "ours"), "codes used"] == "220.5 (0.7)"
+    order = [c for c in claims.all_claims(built) if "stride 8" in c.text]
+    assert [c.verdict for c in order] == ["same direction", "undecided"]  # captions: too low
+    assert order[0].paper is None and order[0].values == pytest.approx((0.1, 0.1), abs=0.1)
+    other = tables.build(choose("smoke", "te", "0", "", "stage1.stride=8", str(tmp_path)))
+    assert other["stride"].empty and set(other["table1"].stride) == {8}
+    assert views.strides(other).empty and claims.all_claims(other)
+
+
 def test_what_a_cell_lacks(tmp_path):
     study = choose("smoke", "te", "3", results=str(tmp_path))
-    every = {(c.kind, c.size): c for c in tables.cells(study)}
+    every = {(c.kind, c.size): c for c in tables.cells(study) if c.settings.stage1.stride == 4}
     assert every["quantizer", "full"].lacks() == "notebook 03 for te, seed 3, digits"
     for kind in ("classifier", "stage1"):
         run = every["quantizer", "full"].run(kind)
@@ -123,8 +140,9 @@ def test_what_a_cell_lacks(tmp_path):
     assert every["quantizer", "full"].lacks() == ""
     assert every["evaluation", "full"].lacks() == "notebook 04 for te, seed 3, digits"
     assert every["evaluation", "third"].lacks().endswith("on a third of the scenes")
-    state = views.state(study).set_index(["run", "scenes"]).state
-    assert state["quantizer", "full"] == "ready"
+    state = views.state(study).set_index(["run", "scenes", "stride"]).state
+    assert state["quantizer", "full", 4] == "ready"
+    assert state["quantizer", "full", 8].endswith("te, seed 3, digits with stage1.stride=8")
 
 
 # ---------------------------------------------------------------------------------- matrices, views
@@ -279,7 +297,7 @@ def test_everything_draws_with_and_without_results(study, built, tmp_path):
         for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
                      views.metrics(parts["table1"], "t2i", "sampled"),
                      views.sample_efficiency(parts["table2"]),
-                     views.reconstruction(parts["table3"]),
+                     views.reconstruction(parts["table3"]), views.strides(parts),
                      views.equivariance(parts["equivariance"])):
             views.show(view, views.caption(which, parts["table1"]), "id").to_html()
         claims.verdicts(claims.all_claims(parts))

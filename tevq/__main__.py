@@ -54,7 +54,8 @@ def parser() -> Parser:
     add("--seeds", default="", metavar="LIST", help="e.g. 0,1,2 (default: the preset's)")
     add("--notebooks", default="", metavar="LIST", help="e.g. 03,04 (default: all)")
     add("--tables", default="", metavar="LIST",
-        help="tables of the paper to work for, from 1,2,3 (default: the preset's)")
+        help="tables to work for: 1,2,3 of the paper, 4 at another stride "
+        "(default: the preset's)")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="override a setting, e.g. stage1.steps=500; may be repeated")
     add("--jobs", type=int, default=0, metavar="N",

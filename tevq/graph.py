@@ -2,8 +2,8 @@
 
     01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06
 
-Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source. 07 stands
-alone and runs only when it is asked for.
+Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source, Table 4
+adds both at the other stride. 07 stands alone and runs only when it is asked for.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ def build(study: Study) -> list[Node]:
                 stage1.append(nodes[-1].label)
             if 2 in study.tables:
                 nodes.append(_stage2(study, _stage1(study, variant, seed), FRACTION))
+                stage2.append(nodes[-1].label)
+            if 4 in study.tables and study.other_stride:
+                nodes += [first := _stage1(study, variant, seed, stride=study.other_stride),
+                          _stage2(study, first, stride=study.other_stride)]
                 stage2.append(nodes[-1].label)
     nodes.append(_all(study, "02_aliasing", stage1))
     nodes.append(_all(study, "05_evaluation", stage1 + stage2))
@@ -224,19 +228,25 @@ def _imports(code: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _stage1(study: Study, variant: str, seed: int, source: str = "") -> Node:
-    label = "-".join(filter(None, ("03_stage1", variant, f"s{seed}", source)))
-    own = {"variant": variant, "seed": seed, "source": source}
-    node = _one(study, "03_stage1", own, label, ("01_dataset",))
-    return replace(node, settings=(study.cell(variant, seed, source),), run="stage1")
+def _stage1(study: Study, variant: str, seed: int, source: str = "", stride: int = 0) -> Node:
+    words = ("03_stage1", variant, f"s{seed}", source, f"stride{stride}" if stride else "")
+    own = {"variant": variant, "seed": seed, "source": source} | _at(study, stride)
+    node = _one(study, "03_stage1", own, "-".join(filter(None, words)), ("01_dataset",))
+    return replace(node, settings=(study.cell(variant, seed, source, 1.0, stride),), run="stage1")
 
 
-def _stage2(study: Study, stage1: Node, fraction: float = 1.0) -> Node:
+def _stage2(study: Study, stage1: Node, fraction: float = 1.0, stride: int = 0) -> Node:
     variant, seed = stage1.parameters["variant"], stage1.parameters["seed"]
-    label = f"04_stage2-{variant}-s{seed}" + (f"-{fraction:.2f}" if fraction != 1 else "")
-    own = {"variant": variant, "seed": seed, "fraction": fraction}
-    node = _one(study, "04_stage2", own, label, (stage1.label,))
-    return replace(node, settings=(study.cell(variant, seed, "", fraction),), run="stage2")
+    words = ("04_stage2", variant, f"s{seed}", f"{fraction:.2f}" if fraction != 1 else "",
+             f"stride{stride}" if stride else "")
+    own = {"variant": variant, "seed": seed, "fraction": fraction} | _at(study, stride)
+    node = _one(study, "04_stage2", own, "-".join(filter(None, words)), (stage1.label,))
+    return replace(node, settings=(study.cell(variant, seed, "", fraction, stride),), run="stage2")
+
+
+def _at(study: Study, stride: int) -> dict[str, Any]:
+    """Parameters of a notebook at another stride than the study's."""
+    return {"overrides": study.overrides | {"stage1.stride": stride}} if stride else {}
 
 
 def _all(study: Study, notebook: str, needs: list[str]) -> Node:

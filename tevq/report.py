@@ -30,8 +30,9 @@ def published_study(preset: str = PRESET) -> Study:
 
 def block(study: Study) -> str:
     """Markdown of the main results of a study."""
-    table1, table3, measures = (tables.read(study, name)
-                                for name in ("table1", "table3", "equivariance"))
+    built = {name: tables.read(study, name)
+             for name in ("table1", "table3", "equivariance", "stride")}
+    table1, table3, measures, stride = built.values()
     parts = [
         f"*{views.caption(study, table1)}.*",
         "**Table 1, text→image**: digit accuracy on combinations never seen in training",
@@ -49,6 +50,9 @@ def block(study: Study) -> str:
         "surroundings change",
         markdown(views.equivariance(measures)),
     ]
+    if (stride.state == "done").any():
+        parts += ["**At another stride**: means over Quad1–4, held-out combinations",
+                  markdown(views.strides(built))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from tevq import lock, machine
 from tevq.atomic import write_atomically, write_json, writing
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.settings import Settings, SettingsError, digest
+from tevq.settings import Settings, SettingsError, Stage1, digest
 
 PARTS = {  # the groups of settings that decide each kind of run
     "classifier": ("data", "classifier"),
@@ -52,13 +52,20 @@ def run_config(settings: Settings, kind: str) -> dict[str, Any]:
 def open_run(settings: Settings, kind: str, results: str | Path | None = None) -> Run:
     """The run of these settings; its folder is made when something is first written."""
     config = run_config(settings, kind)
+    name = f"{label(settings, kind)}-{digest(config)}"
+    return Run(results_root(results) / settings.preset / "runs" / kind / name, config)
+
+
+def label(settings: Settings, kind: str) -> str:
+    """What a run's folder and figures are called: items, variant, seed, and what is unusual."""
     words = [settings.data.source]
     if kind != "classifier":
         words += [settings.variant, f"s{settings.seed}"]
+        if settings.stage1.stride != Stage1().stride:
+            words.append(f"stride{settings.stage1.stride}")
     if kind in ("stage2", "evaluation") and settings.stage2.fraction != 1:
         words.append(f"{settings.stage2.fraction:.2f}".replace("0.", "p"))
-    name = "-".join([*words, digest(config)])
-    return Run(results_root(results) / settings.preset / "runs" / kind / name, config)
+    return "-".join(words)
 
 
 @dataclass

@@ -13,10 +13,11 @@ from typing import Any
 from tevq import presets
 from tevq.settings import Settings, SettingsError, parse_overrides, unknown
 
-TABLES = (1, 2, 3)  # of the paper
-COMPARED = ("sc", "te")  # the variants of Tables 2 and 3
+TABLES = (1, 2, 3, 4)  # of the paper; 4 is ours: does the order depend on the stride?
+COMPARED = ("sc", "te")  # the variants of Tables 2 to 4
 FRACTION = 1 / 3  # share of the training scenes in Table 2 (section 4.3)
 OTHER_SOURCE = "fashion"  # second item source of Table 3
+OTHER_STRIDE = 8  # of Table 4: a quarter of the codes
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,16 @@ class Study:
     source: str = ""  # other item source than the preset's (Table 3)
     fraction: float = 1.0  # share of the training scenes (Table 2)
 
-    def cell(self, variant: str, seed: int, source: str = "", fraction: float = 1.0) -> Settings:
-        """Settings of one (variant, seed); `source` and `fraction` as in Tables 3 and 2."""
+    def cell(self, variant: str, seed: int, source: str = "", fraction: float = 1.0,
+             stride: int = 0) -> Settings:
+        """Settings of one (variant, seed); `fraction`, `source`, `stride` as in Tables 2 to 4."""
         changes = dict(self.overrides)
         if source:
             changes["data.source"] = source
         if fraction != 1.0:
             changes["stage2.fraction"] = fraction
+        if stride:
+            changes["stage1.stride"] = stride
         return presets.load(self.preset, variant, seed, changes)
 
     @cached_property
@@ -53,7 +57,7 @@ class Study:
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The chosen variants among those of Tables 2 and 3."""
+        """The chosen variants among those of Tables 2 to 4."""
         return tuple(variant for variant in COMPARED if variant in self.variants)
 
     @property
@@ -61,6 +65,11 @@ class Study:
         """The other item source of Table 3: fashion beside MNIST, nothing beside the others."""
         wanted = 3 in self.tables and self.settings.data.source == "mnist"
         return OTHER_SOURCE if wanted else ""
+
+    @property
+    def other_stride(self) -> int:
+        """The stride of Table 4; 0 when it is that of all other tables."""
+        return OTHER_STRIDE if self.settings.stage1.stride != OTHER_STRIDE else 0
 
     @property
     def folder(self) -> Path:

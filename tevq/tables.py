@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from tevq import machine
+from tevq import machine, presets
 from tevq.atomic import write_atomically
 from tevq.evaluation import DECODINGS, SPLITS
 from tevq.runs import Run, open_run
@@ -29,7 +29,8 @@ from tevq.study import FRACTION, OTHER_SOURCE, Study
 
 PAPER = machine.ROOT / "results" / "paper.csv"
 QUADS = CASES[:4]
-WHOLE = {"n", "correct", "codes_used"}  # columns of counts, empty where a cell is missing
+WHOLE = {"n", "correct", "codes", "codes_used"}  # columns of counts, empty where a cell is missing
+TEXTS = {"split", "decoding", "cells"}
 FIRST = ["preset", "variant", "seed", "task", "case", "metric", "value", "n"]
 REST = ["source", "size", "training_scenes", "stride", "classifier_accuracy", "perceptual", "run",
         "state", "split", "decoding", "cells"]  # those of an empty table
@@ -61,11 +62,13 @@ class Cell(NamedTuple):
         s = self.settings
         notebook = "04" if kinds == ["stage2"] else "03"
         size = " on a third of the scenes" if notebook == "04" and self.size == "third" else ""
-        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}"
+        stride = f" with stage1.stride={s.stage1.stride}" * (
+            s.stage1.stride != presets.PRESETS[s.preset]().stage1.stride)
+        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}{stride}"
 
 
 def cells(study: Study) -> list[Cell]:
-    """Every cell of all tables, whether it exists or not: Table 1 first, then Tables 2 and 3."""
+    """Every cell of all tables, whether it exists or not: Table 1 first, then Tables 2 to 4."""
     results = study.results or None
     found = [Cell(s, kind, "full", results) for s in study.cells for kind in _WEIGHTS]
     for seed, variant in itertools.product(study.seeds, study.compared):
@@ -74,12 +77,17 @@ def cells(study: Study) -> list[Cell]:
         if study.settings.data.source == "mnist":
             other = study.cell(variant, seed, OTHER_SOURCE)
             found.append(Cell(other, "quantizer", "full", results))
+        if study.other_stride:
+            coarse = study.cell(variant, seed, stride=study.other_stride)
+            found += [Cell(coarse, kind, "full", results) for kind in _WEIGHTS]
     return found
 
 
 def build(study: Study) -> dict[str, pd.DataFrame]:
-    """All four tables by name."""
-    every = cells(study)
+    """All five tables by name."""
+    stride = study.settings.stage1.stride
+    coarse = [c for c in cells(study) if c.settings.stage1.stride != stride]
+    every = [c for c in cells(study) if c.settings.stage1.stride == stride]
     own = [c for c in every if c.settings.data.source == study.settings.data.source]
     compared = [c for c in every if c.settings.variant in study.compared]
     return {
@@ -91,6 +99,9 @@ def build(study: Study) -> dict[str, pd.DataFrame]:
                          for row in _reconstruction(c)),
         "equivariance": _frame(row for c in every if c.kind == "quantizer"
                                for row in _equivariance(c)),
+        "stride": _frame(row for c in coarse for row in (
+            _accuracy(c) if c.kind == "evaluation" else
+            [*_accuracy(c), *_reconstruction(c), *_equivariance(c)])),
     }
 
 
@@ -175,6 +186,8 @@ def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     table["value"] = table["value"].astype(float)
     for column in WHOLE & set(table):
         table[column] = table[column].astype("Int64")
+    for column in TEXTS & set(table):  # rows of several kinds
+        table[column] = table[column].fillna("")
     return table[FIRST + [c for c in table if c not in FIRST]]
 
 

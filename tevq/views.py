@@ -162,6 +162,39 @@ def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
     return _table(lines, [f"{case}, {kind}" for kind in CELLS for case in MEASURES])
 
 
+_STRIDES = {  # what Table 4 compares
+    "text→image": {"task": "t2i", "decoding": "sampled", "metric": "digit"},
+    "text→image, greedy": {"task": "t2i", "decoding": "greedy", "metric": "digit"},
+    "image→text": {"task": "i2t", "decoding": "sampled", "metric": "official_digit"},
+    "ceiling: reconstructions": {"task": "ceiling-reconstruction", "metric": "digit"},
+    "codes used": {"task": "reconstruction", "metric": "codes_used"},
+    "kappa, grid": {"task": "measure", "case": "grid", "metric": "kappa", "cells": "foreground"},
+    "kappa, context": {"task": "measure", "case": "context", "metric": "kappa",
+                       "cells": "foreground"},
+}
+
+
+def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Table 4: sc and te at both strides. Accuracies are means over Quad1-4, held out."""
+    other = built["stride"]
+    if other.empty:
+        return _table({}, list(_STRIDES))
+    usual = pd.concat([built[name] for name in ("table1", "table3", "equivariance")])
+    usual = usual[(usual.source == other.source.iloc[0]) & usual.variant.isin(other.variant)]
+    every, lines = pd.concat([usual, other]), {}
+    every = every[(every.split == "test") | (every.task == "measure")]
+    every = every[every.case != "center"]
+    for (stride, variant), rows in every.groupby(["stride", "variant"]):
+        values = {head: select(rows, **where).groupby("seed").value.apply(
+            lambda found: found.mean(skipna=False)) for head, where in _STRIDES.items()}
+        digits = [1 if head == "codes used" else 3 for head in values]
+        key = (f"stride {stride}", variant)
+        lines[(*key, "ours")] = list(map(spread, values.values(), digits))
+        if rows.seed.nunique() > 1:
+            lines[(*key, "each seed")] = list(map(each, values.values(), digits))
+    return _table(lines, list(_STRIDES))
+
+
 def caption(study: Study, table: pd.DataFrame) -> str:
     """What stands over every table: preset, size beside the paper's, overrides, classifier."""
     s, full = study.settings, presets.paper()
@@ -225,7 +258,7 @@ def state(study: Study) -> pd.DataFrame:
         s = cell.settings
         rows.append({
             "variant": s.variant, "seed": s.seed, "source": s.data.source, "run": cell.kind,
-            "scenes": cell.size,
+            "scenes": cell.size, "stride": s.stage1.stride,
             "state": "evaluated" if done else f"missing: run {lacks}" if lacks else "ready",
         })
     return pd.DataFrame(rows)
