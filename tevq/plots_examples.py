@@ -51,29 +51,30 @@ def chosen(found: dict[str, Any], per_case: int = 1) -> list[int]:
     return [i for i in range(len(found["scene"])) if i % EXAMPLES_PER_CASE < per_case]
 
 
-def paint(settings: Settings, split: str, results: str | None, index: Sequence[int]
-          ) -> Painted | None:
+def paint(settings: Settings, split: str, results: str | None, index: Sequence[int],
+          decoding: str = "sampled") -> Painted | None:
     """Images for some examples, or None when the run or its weights are not there."""
-    found = examples(settings, split, results)
+    found, key = examples(settings, split, results), f"t2i_{decoding}"
     weights = ("classifier", "stage1")
-    if not found or "t2i_sampled" not in found or not all(open_run(settings, kind, results).usable
+    if not found or key not in found or not all(open_run(settings, kind, results).usable
                                                   for kind in weights):
         return None
     judge = Judge.load(settings, results)
     scenes = split_of(settings, split)[0].take(np.array(found["scene"])[list(index)])
-    images = judge.decode(torch.tensor(found["t2i_sampled"])[list(index)])
+    images = judge.decode(torch.tensor(found[key])[list(index)])
     return Painted(images, *read_places(images, scenes.place, judge.classifier.predict))
 
 
 @styled
-def text_to_image(study: Study, split: str = "test", per_case: int = 1,
-                  seeds: Sequence[int] = ()) -> Figure:
+def text_to_image(study: Study, split: str = "test", decoding: str = "sampled", per_case: int = 1,
+                  seeds: Sequence[int] = (), variants: Sequence[str] = ()) -> Figure:
     """Rows: the real scene, then what each run painted for its caption (under the columns).
 
+    The runs: by default all variants with the first seed.
     A tick marks every digit that the classifier reads as asked; otherwise what it reads.
     """
     results, seeds = study.results or None, list(seeds or study.seeds[:1])
-    runs = [(v, s, study.cell(v, s)) for v in study.variants for s in seeds]
+    runs = [(v, s, study.cell(v, s)) for v in variants or study.variants for s in seeds]
     found = next((e for _, _, c in runs if (e := examples(c, split, results))), None)
     if found is None:
         return _nothing("No finished evaluation yet: run notebook 04 first.")
@@ -81,12 +82,12 @@ def text_to_image(study: Study, split: str = "test", per_case: int = 1,
     scenes, items = split_of(study.settings, split)
     scenes = scenes.take(np.array(found["scene"])[index])
     figure, axes = new(len(runs) + 1, len(index), 2.1 * len(index) + 1.6, 2.1 * len(runs) + 4.2,
-                       f"Text → image: the first scene of every case, {_split(split)}")
+                       f"Text → image, {decoding}: the first scene of every case, {_split(split)}")
     for axis, image in zip(axes[0], render(scenes, items), strict=True):
         show(axis, image)
     _name(axes[0, 0], "asked for\n(real items)")
     for line, (variant, seed, settings) in zip(axes[1:], runs, strict=True):
-        painted = paint(settings, split, results, index)
+        painted = paint(settings, split, results, index, decoding)
         for i, axis in enumerate(line):
             if painted is None:
                 missing(axis, "missing")
