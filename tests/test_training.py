@@ -105,6 +105,19 @@ def test_a_second_call_loads_and_changes_nothing(trained):
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
 
 
+def test_a_run_names_the_weights_that_it_started_from(trained):
+    """Planted fault: a generator trained on rounded weights looks like one on the trained ones."""
+    run = {kind: open_run(tiny(), kind, trained)
+           for kind in ("classifier", "stage1", "stage2", "quantizer", "evaluation")}
+    own = {kind: run[kind].checksum for kind in ("classifier", "stage1", "stage2")}
+    assert all(len(name) == 32 for name in own.values()) and len(set(own.values())) == 3
+    assert all(run[kind].summary()["weights"] == own[kind] for kind in own)
+    before = {"stage1": ["classifier"], "stage2": ["classifier", "stage1"],
+              "quantizer": ["classifier", "stage1"], "evaluation": list(own)}
+    for kind, names in before.items():
+        assert run[kind].summary()["built_on"] == {name: own[name] for name in names}
+
+
 def test_metrics_record_the_health_of_the_codebook_and_the_discriminator(trained):
     last = open_run(tiny(), "stage1", trained).metrics()[-1]
     assert {"l1", "perceptual", "codes_used", "perplexity", "norm_used", "max_cosine",

@@ -19,7 +19,7 @@ from tevq.atomic import write_atomically, write_json
 from tevq.items import load_items
 from tevq.judge import CHUNK, Judge, join_scores, split_of
 from tevq.quantizer import codebook_health
-from tevq.runs import Run, open_run
+from tevq.runs import Run, built_on, open_run
 from tevq.scenes import CASES, Scenes, render
 from tevq.scoring import Score, by_case
 from tevq.settings import Settings
@@ -52,6 +52,7 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
                 "reconstruction": [line for _, line in found],
                 "equivariance": equivariance.measure(judge.quantizer, probe),
                 "sweep": equivariance.sweep(judge.quantizer, probe),
+                "built_on": built_on(settings, "classifier", "stage1", results=results),
                 "seconds": time.monotonic() - began})
     return run
 
@@ -77,7 +78,8 @@ def evaluate(settings: Settings, results=None) -> Run:
                 print(f"{run.name}: {split} done", flush=True)
             write_atomically(run.folder / "scenes.csv", _as_csv(lines))
             write_json(run.folder / "examples.json", examples)
-            run.finish({"rows": rows, "seconds": time.monotonic() - began})
+            run.finish({"rows": rows, "seconds": time.monotonic() - began, "built_on": built_on(
+                settings, "classifier", "stage1", "stage2", results=results)})
     return run
 
 

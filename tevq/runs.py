@@ -68,6 +68,11 @@ def label(settings: Settings, kind: str) -> str:
     return "-".join(words)
 
 
+def built_on(settings: Settings, *kinds: str, results: str | Path | None = None) -> dict[str, str]:
+    """Checksums of the weights that a run of these settings starts from, for its summary."""
+    return {kind: open_run(settings, kind, results).checksum for kind in kinds}
+
+
 @dataclass
 class Run:
     """One run folder."""
@@ -154,6 +159,8 @@ class Run:
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
         """Saves weights, then the summary that makes the run `done`; drops checkpoints.
 
+        The summary gets the checksum of the weights.
+
         A summary of an earlier training goes first: it must never stand beside other weights.
         """
         (self.folder / "summary.json").unlink(missing_ok=True)
@@ -161,14 +168,14 @@ class Run:
             for old in (self.folder / "state").glob("weights.*"):
                 old.unlink()
             save_tree(self.folder / "state", "weights", weights)
+            summary = summary | {"weights": self.checksum}
         write_json(self.folder / "summary.json", summary | {"finished": time.strftime("%F %T")})
         for path in self._checkpoints():
             path.unlink(missing_ok=True)
 
     def weights(self) -> Any:
         """Weights of a finished run. Raises SettingsError when they are absent or damaged."""
-        found = sorted((self.folder / "state").glob("weights.*.safetensors"))
-        if not found:
+        if not (found := self._weights()):
             raise SettingsError(f"no weights in {self.folder / 'state'}; delete the folder's "
                                 "summary.json to train it again")
         try:
@@ -179,7 +186,12 @@ class Run:
     @property
     def usable(self) -> bool:
         """Done, with weights at hand (a fresh clone has summaries without weights)."""
-        return self.done and any((self.folder / "state").glob("weights.*.safetensors"))
+        return self.done and bool(self._weights())
+
+    @property
+    def checksum(self) -> str:
+        """Start of the SHA-256 of the weights file; empty when there is none."""
+        return next((path.name.split(".")[1] for path in self._weights()), "")
 
     def steps_saved(self) -> list[int]:
         """Steps of the checkpoints that are kept, newest first."""
@@ -188,6 +200,9 @@ class Run:
     def agree(self, answer: bool) -> bool:
         """The answer that all processes of this run act on; here there is one process."""
         return answer
+
+    def _weights(self) -> list[Path]:
+        return sorted((self.folder / "state").glob("weights.*.safetensors"))
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)

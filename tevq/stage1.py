@@ -11,7 +11,7 @@ from tevq import classifier, losses, machine, parallel, scenes
 from tevq.items import load_items
 from tevq.loop import Batches, Loop
 from tevq.quantizer import codebook_health, orthogonality
-from tevq.runs import Run, open_run
+from tevq.runs import Run, built_on, open_run
 from tevq.settings import Settings, SettingsError, Stage1
 from tevq.vqgan import VQGAN
 
@@ -112,6 +112,7 @@ class Trainer(Learner):
         judge = None
         if s.perceptual == "classifier":
             judge = classifier.load(settings, results, where.device)
+        self.built_on = built_on(settings, *["classifier"] * (judge is not None), results=results)
         self.items = load_items(settings.data.source, "train").to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
@@ -155,6 +156,7 @@ class Trainer(Learner):
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "images": self.s.steps * self.batches.batch,
+                         "built_on": self.built_on,
                          "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
                         self.model.state_dict())
 

@@ -13,7 +13,7 @@ from tevq.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.judge import Judge, case_values, encode_scenes, split_of
 from tevq.loop import Batches, Loop
 from tevq.muon import Muon, block_matrices
-from tevq.runs import Run, open_run
+from tevq.runs import Run, built_on, open_run
 from tevq.settings import Settings, SettingsError, Stage2, digest
 from tevq.transformer import PAD, Transformer
 
@@ -84,6 +84,7 @@ class Trainer:
                  results=None):
         s = settings.stage2
         self.run, self.settings, self.s, self.where, self.judge = run, settings, s, where, judge
+        self.built_on = built_on(settings, "classifier", "stage1", results=results)
         scenes, _ = split_of(settings, "train")
         count = max(1, round(len(scenes) * s.fraction))
         codes = encoded_split(settings, "train", judge, results)
@@ -118,7 +119,8 @@ class Trainer:
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "sequences": self.s.steps * self.batches.batch,
                          "training_scenes": self.batches.n,
-                         "parameters": self.model.parameter_count()},
+                         "parameters": self.model.parameter_count(),
+                         "built_on": self.built_on},
                         self.model.state_dict())
 
     def step(self, step: int) -> dict:

@@ -289,7 +289,7 @@ def image_offsets(grid: int, reach: int) -> Tensor:
     """
     position = torch.arange(grid * grid)[:, None]
     near = [(-up, aside) for up in range(reach + 1) for aside in range(-reach, reach + 1)
-            if (up or aside < -1)]  # aside = -1 in the same row is the position itself
+            if up or aside < -1]  # aside = -1 in the same row is the position itself
     rows, columns = torch.tensor(near, dtype=torch.long).view(-1, 2).T
     rows, columns = (position + 1) // grid + rows, (position + 1) % grid + columns
     outside = (rows < 0) | (columns < 0) | (columns >= grid)
