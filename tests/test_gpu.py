@@ -1,7 +1,8 @@
 """Steps on a pretended GPU: fake tensors know shapes and devices, and hold no numbers.
 
-They refuse to mix devices, and to be read back, which on a real GPU would make the loop wait. The
-backward pass alone needs a real GPU; here every gradient is a new fake tensor.
+They refuse to mix devices, and to be read back, which on a real GPU would make the loop wait; so
+would an upload that is not `non_blocking`. The backward pass alone needs a real GPU; here every
+gradient is a new fake tensor.
 """
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from small import tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tevq import losses, presets, sampling, scenes, stage1, stage2
 from tevq.classifier import Classifier
 from tevq.items import load_items
-from tevq.loop import Loop
+from tevq.loop import Batches, Loop
 from tevq.machine import Machine
 from tevq.runs import open_run
 from tevq.transformer import Transformer
@@ -21,6 +23,17 @@ from tevq.vqgan import VQGAN
 
 GPU = Machine(torch.device("cuda"), torch.bfloat16)
 BATCH, GRID = 4, 4  # the generator's grid is small: painting takes GRID * GRID steps
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies to the GPU that wait for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        options = kwargs or {}
+        upload = (function is torch.ops.aten._to_copy.default and args[0].device.type == "cpu"
+                  and torch.device(options.get("device") or "cpu").type == "cuda")
+        assert not upload or options.get("non_blocking"), "an upload waits for the GPU"
+        return function(*args, **options)
 
 
 @pytest.fixture
@@ -60,32 +73,38 @@ def drawn():
     return scenes.load_scenes(tiny().data, "val"), load_items("digits", "test")
 
 
-def test_stage1_steps(networks, pretend, monkeypatch):
+def test_stage1_steps(networks, drawn, pretend, monkeypatch):
     s, model, critic, _, judge = networks
+    found, items = drawn
+    items = items.to(GPU.device)
     monkeypatch.setattr(stage1, "VQGAN", lambda _: model)
     monkeypatch.setattr(losses, "PatchDiscriminator", lambda *_: critic)
     learner = stage1.Learner(s.stage1, GPU, losses.feature_distance(judge.to(GPU.device)))
-    x = torch.empty(BATCH, 3, 64, 64, device=GPU.device)
-    pretend[:] = [learner.model]
-    for step in (0, s.stage1.disc_start):
-        numbers, y, codes = learner.generator_step(x, step)
-        assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
-    pretend[:] = [learner.critic]
-    numbers |= learner.critic_step(x, y)
+    with NoWaiting():
+        x = scenes.render(found, items, np.arange(BATCH))
+        pretend[:] = [learner.model]
+        for step in (0, s.stage1.disc_start):
+            numbers, y, codes = learner.generator_step(x, step)
+            assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
+        pretend[:] = [learner.critic]
+        numbers |= learner.critic_step(x, y)
     assert {"critic_loss", "adaptive_weight", "gradient_norm"} <= set(numbers)
     assert all(value.device == x.device for value in numbers.values())
 
 
-@pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_stage2_steps(networks, pretend, direction):
+def test_stage2_steps(networks, pretend):
     s, _, _, generator, _ = networks
-    generator.to(GPU.device)
+    trainer = object.__new__(stage2.Trainer)  # without what reads files
+    trainer.s, trainer.where, trainer.model = s.stage2, GPU, generator.to(GPU.device)
+    trainer.optimizers = stage2.build_optimizers(generator, s.stage2)
+    trainer.batches, trainer.share = Batches(9, BATCH, 0), slice(None)
+    trainer.captions = torch.ones(9, 40, dtype=torch.uint8, device=GPU.device)
+    trainer.codes = torch.ones(9, GRID, GRID, dtype=torch.uint8, device=GPU.device)
     pretend[:] = [generator]
-    text = torch.ones(BATCH, 40, dtype=torch.long, device=GPU.device)
-    codes = torch.ones(BATCH, GRID, GRID, dtype=torch.long, device=GPU.device)
-    optimizers = stage2.build_optimizers(generator, s.stage2)
-    numbers = stage2.update(generator, optimizers, s.stage2, text, codes, direction)
-    assert all(value.device == codes.device for value in numbers.values())
+    with NoWaiting():
+        steps = [trainer.step(step) for step in range(2)]
+    assert {numbers.pop("direction") for numbers in steps} == {"t2i", "i2t"}
+    assert all(value.device == trainer.codes.device for step in steps for value in step.values())
 
 
 def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):

@@ -108,9 +108,11 @@ def _train(run: Run, settings: Settings) -> None:
         for group in optimizer.param_groups:
             group["lr"] = s.lr * one_cycle(step / s.steps)
         with where.autocast():
-            labels, colours = model(crops.to(where.device, memory_format=torch.channels_last))
-        loss = (F.cross_entropy(labels.float(), items.labels[index].to(where.device))
-                + F.cross_entropy(colours.float(), colour.to(where.device)))
+            crops = crops.to(where.device, memory_format=torch.channels_last, non_blocking=True)
+            labels, colours = model(crops)
+        truths = (t.to(where.device, non_blocking=True) for t in (items.labels[index], colour))
+        loss = sum(F.cross_entropy(logits.float(), truth)
+                   for logits, truth in zip((labels, colours), truths, strict=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loop.see(loss)

@@ -36,10 +36,11 @@ def render(scenes: Scenes, items: Items, index=slice(None), device=None) -> torc
     offset = np.array(OFFSETS)[place[scene, slot]]
     # found here, not on a GPU, which would have to be waited for
     row, channel = np.nonzero(np.array(RGB)[scenes.colour[index][scene, slot]])
-    numbers = (scenes.item[index][scene, slot][row], channel, offset[row], scene[row])
+    numbers = np.stack((scenes.item[index][scene, slot][row], channel, *offset[row].T, scene[row]))
     canvas = _blank(len(place), IMAGE_SIZE, items.images.device)
-    _paint(canvas, items.images, *(
-        torch.from_numpy(x.astype(np.int64)).to(items.images.device) for x in numbers))
+    item, channel, *corner, scene = torch.from_numpy(numbers.astype(np.int64)).to(
+        items.images.device, non_blocking=True)
+    _paint(canvas, items.images, item, channel, torch.stack(corner, 1), scene)
     return canvas
 
 

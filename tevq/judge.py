@@ -121,8 +121,8 @@ def encode_scenes(quantizer: VQGAN, scenes: Scenes, items: Items, where) -> torc
         index = np.arange(start, min(start + CHUNK, len(scenes)))
         x = render(scenes, items, index).contiguous(memory_format=torch.channels_last)
         with where.autocast():
-            found.append(quantizer.codes(x).to(kind).cpu())
-    return torch.cat(found)
+            found.append(quantizer.codes(x).to(kind))
+    return torch.cat(found).cpu()
 
 
 def case_values(scores: dict[str, Score], scenes: Scenes, metric: str) -> dict[str, float]:

@@ -126,7 +126,7 @@ class Trainer:
     def step(self, step: int) -> dict:
         """One update in one direction."""
         direction = turn(step, self.s)
-        index = self.batches[step][self.share].to(self.where.device)
+        index = self.batches[step][self.share].to(self.where.device, non_blocking=True)
         text, codes = self.captions[index].long(), self.codes[index].long()
         return {"direction": direction} | update(self.model, self.optimizers, self.s, text, codes,
                                                  direction)
