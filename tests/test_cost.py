@@ -22,6 +22,15 @@ def test_a_transformer_costs_about_six_operations_a_parameter_and_token():
     assert cost.stage2(s) == pytest.approx(6 * matrices * tokens, rel=0.35)
 
 
+def test_directions_count_by_their_share():
+    """Planted faults: shares swapped; a direction that is not trained counted."""
+    both, t2i, i2t, only = (cost.stage2(tiny(**change)) for change in (
+        {"stage2.t2i_share": 0.75}, {"stage2.t2i_share": 1.0}, {"stage2.t2i_share": 0.0},
+        {"stage2.directions": "i2t", "stage2.t2i_share": 0.75}))
+    assert t2i != i2t == only
+    assert both == pytest.approx(0.75 * t2i + 0.25 * i2t)
+
+
 def test_the_official_quantizer_has_the_published_cost():
     """28.1 GFLOP forward an image for the architecture of `paper`; a step is forward and twice that
     backward, the perceptual and adversarial losses come on top. Planted fault: forward only."""

@@ -11,11 +11,13 @@ import torch
 from small import tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tevq import losses, presets, sampling, scenes, stage1, stage2
 from tevq.classifier import Classifier
 from tevq.items import load_items
-from tevq.loop import Batches, Loop
+from tevq.judge import encode_scenes
+from tevq.loop import CHECK_EVERY, Batches, Loop
 from tevq.machine import Machine
 from tevq.runs import open_run
 from tevq.transformer import Transformer
@@ -26,13 +28,21 @@ BATCH, GRID = 4, 4  # the generator's grid is small: painting takes GRID * GRID 
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses copies to the GPU that wait for it."""
+    """Refuses whatever waits for the GPU: copies in either direction, indices in main memory.
+
+    Uploads that are `non_blocking` do not wait, nor do single numbers from main memory.
+    """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         options = kwargs or {}
-        upload = (function is torch.ops.aten._to_copy.default and args[0].device.type == "cpu"
-                  and torch.device(options.get("device") or "cpu").type == "cuda")
-        assert not upload or options.get("non_blocking"), "an upload waits for the GPU"
+        places = {x.device.type for x in tree_leaves((args, options))
+                  if isinstance(x, torch.Tensor) and x.dim()}
+        if function is torch.ops.aten._to_copy.default:
+            target = torch.device(options.get("device") or args[0].device).type
+            upload = target == "cuda" and options.get("non_blocking")
+            assert upload or places <= {target}, "a copy waits for the GPU"
+        else:
+            assert len(places) < 2, f"{function} waits for the GPU"
         return function(*args, **options)
 
 
@@ -80,11 +90,13 @@ def test_stage1_steps(networks, drawn, pretend, monkeypatch):
     monkeypatch.setattr(stage1, "VQGAN", lambda _: model)
     monkeypatch.setattr(losses, "PatchDiscriminator", lambda *_: critic)
     learner = stage1.Learner(s.stage1, GPU, losses.feature_distance(judge.to(GPU.device)))
+    usage = torch.zeros(s.stage1.codes, device=GPU.device)
     with NoWaiting():
         x = scenes.render(found, items, np.arange(BATCH))
         pretend[:] = [learner.model]
         for step in (0, s.stage1.disc_start):
             numbers, y, codes = learner.generator_step(x, step)
+            usage += stage1.count(codes, s.stage1.codes)
             assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
         pretend[:] = [learner.critic]
         numbers |= learner.critic_step(x, y)
@@ -112,14 +124,16 @@ def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
     for network in (model, generator, judge):
         network.to(GPU.device)
     found, items = drawn
-    x = scenes.render(found, items.to(GPU.device), np.arange(BATCH))
-    codes = model.codes(x.contiguous(memory_format=torch.channels_last))
+    items = items.to(GPU.device)
     seeds = torch.zeros(BATCH, dtype=torch.long, device=GPU.device)
     text = torch.ones(BATCH, 40, dtype=torch.long, device=GPU.device)
-    with torch.no_grad():
+    with torch.no_grad(), NoWaiting():
+        x = scenes.render(found, items, np.arange(BATCH))
+        codes = model.codes(x.contiguous(memory_format=torch.channels_last))
         painted = sampling.generate_images(generator, text, seeds, 1.0, 38)
         y = model.decode_codes(codes)
-        labels, colours = judge.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
+    labels, colours = judge.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
+    assert encode_scenes(model, found, items, GPU).device.type == "cpu"  # read back at the end
     assert x.device == codes.device == painted.device == labels.device == colours.device
     assert painted.shape == (BATCH, GRID, GRID) and y.shape == x.shape
 
@@ -129,3 +143,9 @@ def test_the_loop_looks_at_numbers_only_where_it_says_so(pretend, tmp_path):
     loop.see(torch.zeros((), device=GPU.device), torch.zeros((), device=GPU.device))
     with pytest.raises(DataDependentOutputException):
         loop.check()
+    loop.bad, seen = -1, []
+    with pytest.raises(DataDependentOutputException):
+        for step in loop:
+            loop.see(torch.zeros((), device=GPU.device))
+            seen.append(step)
+    assert len(seen) == CHECK_EVERY

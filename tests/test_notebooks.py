@@ -38,6 +38,8 @@ def problems(book: dict[str, Any], name: str) -> list[str]:
 def _problems_of(cell: dict[str, Any]) -> list[str]:
     source, tags = cell["source"], cell["metadata"].get("tags", [])
     found = [f"unknown tag {tag}" for tag in tags if tag not in KNOWN_TAGS]
+    if not cell.get("id"):
+        found.append("no id: it would get another one at every execution")
     if PATH.search(json.dumps([source, cell.get("outputs")])):
         found.append("a path of one machine")
     if cell["cell_type"] == "markdown":
@@ -94,6 +96,7 @@ def good() -> dict[str, Any]:
         code('from tevq import notebook\n\nstudy = notebook.start(globals(), "01_dataset")'),
         code('print("10 classes")', CHECKED, outputs=(text,), count=4),
     ]
+    cells = [{"id": f"01-{i}"} | cell for i, cell in enumerate(cells)]
     return {"cells": cells, "metadata": {"kernelspec": {}}, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -118,6 +121,7 @@ def test_planted_faults_are_found():
         "outputs not stripped": _change(3, execution_count=3),
         "no output to compare (run python -m tevq.tidy)": _change(4, execution_count=None),
         "only printed text": _change(4, outputs=[picture]),
+        "no id": _change(2, id=""),
         "unknown tag": _change(4, metadata={"tags": ["nbval-check"]}),
         "metadata": lambda book: book["metadata"].update(papermill={}),
     }.items():

@@ -98,6 +98,20 @@ def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
         run.start(machine.detect())
 
 
+@pytest.mark.promise("records")
+def test_a_training_does_not_go_on_with_other_weights_before_it(tmp_path):
+    """Planted fault: after a resume the record names the later weights only."""
+    from tevq import machine
+
+    run = open_run(settings(), "stage2", tmp_path)
+    run.start(machine.detect(), {"stage1": "aa"})
+    run.start(machine.detect(), {"stage1": "bb"})  # nothing was trained yet
+    run.save(1, {"a": torch.zeros(1)})
+    run.start(machine.detect(), {"stage1": "bb"})
+    with pytest.raises(SettingsError, match="begun on other weights: stage1 is 'bb' instead of"):
+        run.start(machine.detect(), {"stage1": "cc"})
+
+
 def test_record_names_versions_commit_and_device(tmp_path):
     from tevq import machine
 

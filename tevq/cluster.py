@@ -28,6 +28,7 @@ from tevq.settings import SettingsError
 
 CONNECT_SECONDS = 10  # for the scheduler to answer
 JOIN_SECONDS = 60  # for the first worker
+SLURM_SECONDS = 60  # for sbatch to look at a job
 SHARE_SECONDS = 10  # for a new file to be seen on every machine
 WATCH_SECONDS = 1  # between a worker's looks at the marker
 SLURM_EXAMPLE = "jobs: 4, cores: 1, processes: 1, memory: 16GB, job_cpu: 8, walltime: '08:00:00'"
@@ -187,14 +188,29 @@ def _slurm(file: str):
         cluster = SLURMCluster(**tree)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"--slurm {file}: {' '.join(str(error).split())}") from None
-    asked = subprocess.run(["sbatch", "--test-only"], input=cluster.job_script(),
-                           capture_output=True, text=True)
-    if asked.returncode:  # nobody would hear of it later: Dask submits in the background
+    try:
+        _ask_slurm(file, cluster.job_script())
+        cluster.scale(jobs=jobs)
+    except BaseException:
         cluster.close()
+        raise
+    return cluster, jobs * int(tree.get("processes", 1))
+
+
+def _ask_slurm(file: str, script: str) -> None:
+    """Raises SettingsError for a job that Slurm refuses.
+
+    Later nobody would hear of it: Dask submits in the background.
+    """
+    try:
+        asked = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True,
+                               text=True, timeout=SLURM_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise SettingsError(f"--slurm {file}: sbatch did not answer within {SLURM_SECONDS} s; is "
+                            "Slurm running? (sinfo shows it)") from None
+    if asked.returncode:
         raise SettingsError(f"--slurm {file}: Slurm refuses such a job: "
                             f"{' '.join((asked.stderr or asked.stdout).split())}")
-    cluster.scale(jobs=jobs)
-    return cluster, jobs * int(tree.get("processes", 1))
 
 
 def _wait_for_a_worker(client: Any, seconds: float | None, scheduler: str) -> None:

@@ -87,7 +87,8 @@ def stage2(settings: Settings) -> float:
     codes = torch.zeros(1, grid, grid, dtype=torch.long)
     painting, describing = (count(lambda d=d: model.loss(text, codes, d).total.backward())
                             for d in DIRECTIONS)
-    return s.t2i_share * painting + (1 - s.t2i_share) * describing
+    share = {"both": s.t2i_share, "t2i": 1.0, "i2t": 0.0}[s.directions]
+    return share * painting + (1 - share) * describing
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
     with run.lock():
         if not run.done:
             began = time.monotonic()
-            judge, where = _begin(run, settings, results)
+            judge, where = _begin(run, settings, results, "classifier", "stage1")
             found = [_reconstruction(settings, judge, split) for split in SPLITS]
             items = load_items(settings.data.source, "test")
             count = min(PROBE_ITEMS, settings.data.test // 5)
@@ -52,7 +52,6 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
                 "reconstruction": [line for _, line in found],
                 "equivariance": equivariance.measure(judge.quantizer, probe),
                 "sweep": equivariance.sweep(judge.quantizer, probe),
-                "built_on": built_on(settings, "classifier", "stage1", results=results),
                 "seconds": time.monotonic() - began})
     return run
 
@@ -67,7 +66,7 @@ def evaluate(settings: Settings, results=None) -> Run:
     with run.lock():
         if not run.done:
             began = time.monotonic()
-            judge, where = _begin(run, settings, results)
+            judge, _ = _begin(run, settings, results, "classifier", "stage1", "stage2")
             model = stage2.load(settings, judge, results)
             rows, lines, examples = [], [], {}
             for split in SPLITS:
@@ -78,16 +77,16 @@ def evaluate(settings: Settings, results=None) -> Run:
                 print(f"{run.name}: {split} done", flush=True)
             write_atomically(run.folder / "scenes.csv", _as_csv(lines))
             write_json(run.folder / "examples.json", examples)
-            run.finish({"rows": rows, "seconds": time.monotonic() - began, "built_on": built_on(
-                settings, "classifier", "stage1", "stage2", results=results)})
+            run.finish({"rows": rows, "seconds": time.monotonic() - began})
     return run
 
 
-def _begin(run: Run, settings: Settings, results) -> tuple[Judge, machine.Machine]:
+def _begin(run: Run, settings: Settings, results, *kinds: str) -> tuple[Judge, machine.Machine]:
     """Everything is evaluated in float32, so that a result does not depend on batches."""
     where = machine.detect("float32")
-    run.start(where)
-    return Judge.load(settings, results, where.device), where
+    judge = Judge.load(settings, results, where.device)
+    run.start(where, built_on(settings, *kinds, results=results))
+    return judge, where
 
 
 def _reconstruction(settings: Settings, judge: Judge, split: str) -> tuple[list[dict], dict]:

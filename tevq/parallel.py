@@ -175,9 +175,9 @@ class SharedRun(Run):
     def usable(self) -> bool:
         return tell(leader() and self._alone.usable)
 
-    def start(self, device: machine.Machine) -> None:
+    def start(self, device: machine.Machine, built_on: dict[str, str] | None = None) -> None:
         if leader():
-            self._alone.start(device)
+            self._alone.start(device, built_on)
 
     def log(self, step: int, **numbers: float) -> None:
         if leader():

@@ -65,9 +65,10 @@ def stamp(figure: Figure, text: str) -> Figure:
 
 
 def of(settings: Any) -> str:
-    """Preset, items, variant and seed of settings, for `stamp`."""
-    return (f"preset {settings.preset} · {settings.data.source} · {settings.variant} · "
-            f"seed {settings.seed}")
+    """Preset, items, variant, seed and what is unusual of settings, for `stamp`."""
+    words = [f"preset {settings.preset}", settings.data.source, settings.variant,
+             f"seed {settings.seed}", settings.unusual]
+    return " · ".join(filter(None, words))
 
 
 def line_of(variant: str, **changes: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from tevq import lock, machine
 from tevq.atomic import write_atomically, write_json, writing
 from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.settings import Settings, SettingsError, Stage1, digest
+from tevq.settings import Settings, SettingsError, digest
 
 PARTS = {  # the groups of settings that decide each kind of run
     "classifier": ("data", "classifier"),
@@ -61,15 +61,14 @@ def label(settings: Settings, kind: str) -> str:
     words = [settings.data.source]
     if kind != "classifier":
         words += [settings.variant, f"s{settings.seed}"]
-        if settings.stage1.stride != Stage1().stride:
-            words.append(f"stride{settings.stage1.stride}")
+        words += [settings.unusual.replace(" ", "")] if settings.unusual else []
     if kind in ("stage2", "evaluation") and settings.stage2.fraction != 1:
         words.append(f"{settings.stage2.fraction:.2f}".replace("0.", "p"))
     return "-".join(words)
 
 
 def built_on(settings: Settings, *kinds: str, results: str | Path | None = None) -> dict[str, str]:
-    """Checksums of the weights that a run of these settings starts from, for its summary."""
+    """Checksums of the weights that a run of these settings starts from, for `Run.start`."""
     return {kind: open_run(settings, kind, results).checksum for kind in kinds}
 
 
@@ -102,18 +101,24 @@ class Run:
         with lock.hold(self.folder / ".lock", self.name):
             yield
 
-    def start(self, device: machine.Machine) -> None:
-        """Writes `config.json`: settings and the machine they run on.
+    def start(self, device: machine.Machine, built_on: dict[str, str] | None = None) -> None:
+        """Writes `config.json`: settings, the weights it starts from, and the machine.
 
-        Raises SettingsError if the folder holds other settings (it has been tampered with).
+        Raises SettingsError if the folder holds other settings (it has been tampered with), or the
+        checkpoints of a training that started from other weights.
         """
-        path = self.folder / "config.json"
+        path, own = self.folder / "config.json", built_on or {}
         if path.exists():
-            found = json.loads(path.read_text())["settings"]
-            if found != self.config:
+            tree = json.loads(path.read_text())
+            if (found := tree["settings"]) != self.config:
                 raise SettingsError(f"{path} holds other settings than this run: "
                                     f"{_difference(found, self.config)}; delete the folder")
-        write_json(path, {"settings": self.config, "machine": machine.record(device)})
+            before = tree.get("built_on", own)
+            if before != own and self._checkpoints():
+                raise SettingsError(f"{self.folder} was begun on other weights: "
+                                    f"{_difference(before, own)}; delete its folder state")
+        write_json(path, {"settings": self.config, "built_on": own,
+                          "machine": machine.record(device)})
 
     def log(self, step: int, **numbers: float) -> None:
         """Appends one line to `metrics.jsonl`."""
@@ -165,7 +170,8 @@ class Run:
         """
         (self.folder / "summary.json").unlink(missing_ok=True)
         if weights is not None:
-            for old in (self.folder / "state").glob("weights.*"):
+            state = self.folder / "state"
+            for old in [*state.glob("weights.*"), *state.glob("codes-*")]:  # codes are theirs
                 old.unlink()
             save_tree(self.folder / "state", "weights", weights)
             summary = summary | {"weights": self.checksum}

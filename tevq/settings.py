@@ -142,6 +142,12 @@ class Settings:
     stage2: Stage2 = Stage2()
     evaluation: Evaluation = Evaluation()
 
+    @property
+    def unusual(self) -> str:
+        """Another stride than the paper's, in words; empty otherwise."""
+        stride = self.stage1.stride
+        return f"stride {stride}" if stride != Stage1().stride else ""
+
     def override(self, values: dict[str, Any]) -> Settings:
         """A copy with dotted names replaced, e.g. `{"stage1.steps": 100}`.
 

@@ -30,7 +30,6 @@ def train(settings: Settings, results=None) -> Run:
     with run.lock():
         if not run.usable:
             where = machine.detect(settings.precision)
-            run.start(where)
             Trainer(run, settings, where, results).train()
     return run
 
@@ -112,7 +111,8 @@ class Trainer(Learner):
         judge = None
         if s.perceptual == "classifier":
             judge = classifier.load(settings, results, where.device)
-        self.built_on = built_on(settings, *["classifier"] * (judge is not None), results=results)
+        lent = ["classifier"] if judge else []
+        run.start(where, built_on(settings, *lent, results=results))
         self.items = load_items(settings.data.source, "train").to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
@@ -151,19 +151,13 @@ class Trainer(Learner):
             if step >= self.s.disc_start and self.s.disc_weight > 0:
                 numbers |= self.critic_step(x, fake)
             loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            self.usage.counts += parallel.total(self.count(codes))
+            self.usage.counts += parallel.total(count(codes, self.s.codes))
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "images": self.s.steps * self.batches.batch,
-                         "built_on": self.built_on,
                          "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
                         self.model.state_dict())
-
-    def count(self, codes: torch.Tensor) -> torch.Tensor:
-        """How often each code was chosen, (K,). (`bincount` would wait for a GPU.)"""
-        ones = torch.ones(codes.numel(), device=codes.device)
-        return torch.zeros_like(self.usage.counts).index_add_(0, codes.flatten(), ones)
 
     def rate(self, step: int) -> float:
         """Share of the learning rate: constant (official), or a cosine to a tenth."""
@@ -219,6 +213,12 @@ class Trainer(Learner):
         vectors = torch.cat(found)
         random = machine.generator(self.settings.seed, 1)
         return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
+
+
+def count(codes: torch.Tensor, K: int) -> torch.Tensor:
+    """How often each of K codes was chosen, float32 (K,). (`bincount` would wait for a GPU.)"""
+    ones = torch.ones(codes.numel(), device=codes.device)
+    return torch.zeros(K, device=codes.device).index_add_(0, codes.flatten(), ones)
 
 
 def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ def train(settings: Settings, results=None) -> Run:
         if not run.usable:
             where = machine.detect(settings.precision)
             judge = Judge.load(settings, results, where.device)
-            run.start(where)
+            run.start(where, built_on(settings, "classifier", "stage1", results=results))
             Trainer(run, settings, where, judge, results).train()
     return run
 
@@ -59,9 +59,10 @@ def load(settings: Settings, judge: Judge, results=None) -> Transformer:
 
 
 def encoded_split(settings: Settings, split: str, judge: Judge, results=None) -> torch.Tensor:
-    """Codes (N, h, w) of a whole split, encoded once and kept beside the quantizer's weights."""
-    folder = open_run(settings, "stage1", results).folder / "state"
-    stem = f"codes-{split}-{digest(settings.as_dict()['data'])}"
+    """Codes (N, h, w) of a whole split, encoded once and kept beside the weights that gave them."""
+    run = open_run(settings, "stage1", results)
+    folder = run.folder / "state"
+    stem = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
     for path in folder.glob(f"{stem}.*.safetensors"):
         try:
             return load_tree(path)
@@ -84,7 +85,6 @@ class Trainer:
                  results=None):
         s = settings.stage2
         self.run, self.settings, self.s, self.where, self.judge = run, settings, s, where, judge
-        self.built_on = built_on(settings, "classifier", "stage1", results=results)
         scenes, _ = split_of(settings, "train")
         count = max(1, round(len(scenes) * s.fraction))
         codes = encoded_split(settings, "train", judge, results)
@@ -119,8 +119,7 @@ class Trainer:
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "sequences": self.s.steps * self.batches.batch,
                          "training_scenes": self.batches.n,
-                         "parameters": self.model.parameter_count(),
-                         "built_on": self.built_on},
+                         "parameters": self.model.parameter_count()},
                         self.model.state_dict())
 
     def step(self, step: int) -> dict:

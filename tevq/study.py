@@ -17,7 +17,7 @@ TABLES = (1, 2, 3, 4)  # of the paper; 4 is ours: does the order depend on the s
 COMPARED = ("sc", "te")  # the variants of Tables 2 to 4
 FRACTION = 1 / 3  # share of the training scenes in Table 2 (section 4.3)
 OTHER_SOURCE = "fashion"  # second item source of Table 3
-OTHER_STRIDE = 8  # of Table 4: a quarter of the codes
+OTHER_STRIDE = 8  # of Table 4
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from tevq import machine, presets
+from tevq import machine
 from tevq.atomic import write_atomically
 from tevq.evaluation import DECODINGS, SPLITS
 from tevq.runs import Run, open_run
@@ -62,9 +62,8 @@ class Cell(NamedTuple):
         s = self.settings
         notebook = "04" if kinds == ["stage2"] else "03"
         size = " on a third of the scenes" if notebook == "04" and self.size == "third" else ""
-        stride = f" with stage1.stride={s.stage1.stride}" * (
-            s.stage1.stride != presets.PRESETS[s.preset]().stage1.stride)
-        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}{stride}"
+        at = f" at {s.unusual}" if s.unusual else ""
+        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}{at}"
 
 
 def cells(study: Study) -> list[Cell]:
@@ -182,7 +181,7 @@ def scene_counts(study: Study, variants: Iterable[str], column: str, split: str 
 def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     if table.empty:  # no variant of this table was chosen
-        return pd.DataFrame(columns=[*FIRST, *REST])
+        return pd.DataFrame(columns=[*FIRST, *REST]).astype({"value": float})
     table["value"] = table["value"].astype(float)
     for column in WHOLE & set(table):
         table[column] = table[column].astype("Int64")

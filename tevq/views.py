@@ -175,10 +175,14 @@ _STRIDES = {  # what Table 4 compares
 
 
 def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Table 4: sc and te at both strides. Accuracies are means over Quad1-4, held out."""
+    """Table 4: sc and te at both strides. Accuracies are means over Quad1-4, held out.
+
+    The networks differ too (a coarser stride has one more level), and so do the shifts of `grid`
+    (multiples of the stride): compare the variants of one stride.
+    """
     other = built["stride"]
     if other.empty:
-        return _table({}, list(_STRIDES))
+        return _table({}, list(_STRIDES), "stride")
     usual = pd.concat([built[name] for name in ("table1", "table3", "equivariance")])
     usual = usual[(usual.source == other.source.iloc[0]) & usual.variant.isin(other.variant)]
     every, lines = pd.concat([usual, other]), {}
@@ -188,11 +192,11 @@ def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
         values = {head: select(rows, **where).groupby("seed").value.apply(
             lambda found: found.mean(skipna=False)) for head, where in _STRIDES.items()}
         digits = [1 if head == "codes used" else 3 for head in values]
-        key = (f"stride {stride}", variant)
+        key = (str(stride), variant)
         lines[(*key, "ours")] = list(map(spread, values.values(), digits))
         if rows.seed.nunique() > 1:
             lines[(*key, "each seed")] = list(map(each, values.values(), digits))
-    return _table(lines, list(_STRIDES))
+    return _table(lines, list(_STRIDES), "stride")
 
 
 def caption(study: Study, table: pd.DataFrame) -> str:
@@ -244,8 +248,9 @@ def show(view: pd.DataFrame, title: str, name: str) -> Styler:
     return view.style.apply(look).set_uuid(name).set_caption(title)
 
 
-def _table(lines: dict[tuple[str, ...], list[str]], heads: list[str]) -> pd.DataFrame:
-    names = ["source", "variant", "of"] if lines and len(next(iter(lines))) == 3 else None
+def _table(lines: dict[tuple[str, ...], list[str]], heads: list[str], first: str = "source"
+           ) -> pd.DataFrame:
+    names = [first, "variant", "of"] if lines and len(next(iter(lines))) == 3 else None
     index = pd.MultiIndex.from_tuples(lines, names=names) if lines else None
     return pd.DataFrame(list(lines.values()), index=index, columns=heads)
 
