@@ -134,10 +134,13 @@ def test_files_stay_small():
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git clone")
 def test_checkpoints_and_logs_are_not_committed():
     ignored = ["results/smoke/runs/stage1/a/state/step.safetensors", "results/smoke/logs/a.log",
-               "results/smoke/runs/stage1/a/.lock", ".venv/x", "tevq.egg-info/x"]
+               "results/smoke/runs/stage1/a/.lock", ".venv/x", "tevq.egg-info/x",
+               "results/smoke/notebooks/03_stage1-te-s1.html",
+               "results/smoke/figures/04_mnist-te-s12_loss.png"]
     kept = ["results/laptop/models/a.safetensors", "results/smoke/tables/table1.csv",
             "results/smoke/figures/a.png", "tevq/paper.json",
-            "results/smoke/notebooks/a.ipynb", "results/smoke/notebooks/a.html",
+            "results/smoke/notebooks/05_evaluation.ipynb",
+            "results/smoke/notebooks/03_stage1-te-s0.html",
             "results/smoke/runs/stage1/a/config.json", "results/smoke/runs/stage1/a/metrics.jsonl",
             "results/smoke/runs/stage1/a/summary.json", "notebooks/01_dataset.ipynb"]
     found = subprocess.run(["git", "check-ignore", "--no-index", *ignored, *kept], cwd=ROOT,
