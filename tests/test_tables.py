@@ -1,4 +1,4 @@
-"""Tables from finished, missing and mixed runs; wide views; verdicts; figures of them."""
+"""Tables from finished, missing and mixed runs; wide views; claims; figures of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ import pandas as pd
 import pytest
 
 from tevq import claims, plots_discussion, plots_examples, plots_results, tables, views
-from tevq.captions import Clause
-from tevq.claims import Claim
 from tevq.settings import SettingsError
-from tevq.stats import Interval
 from tevq.study import choose
-
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture(scope="module")
@@ -217,36 +212,6 @@ def test_other_views(study, built):
 # ---------------------------------------------------------------------------------- claims
 
 
-@pytest.mark.parametrize(
-    ("values", "interval", "seen", "verdict", "certainty"),
-    [
-        ((0.1, 0.101), Interval(0.05, 0.2), 0.95, "inside the paper's interval", "excludes 0"),
-        ((0.3, 0.31), Interval(0.05, 0.2), 0.95, "same direction", "excludes 0"),
-        ((0.3, -0.1), None, 0.95, "same direction", "includes 0"),
-        ((-0.02,), Interval(-0.1, 0.2), 0.95, "not supported", "one seed: no interval"),
-        ((0.1,), None, 0.49, "undecided", "one seed"),
-        ((), None, 0.2, "missing", ""),
-    ],
-)
-def test_verdict(values, interval, seen, verdict, certainty):
-    claim = Claim("x", "4.1", values, 0.1, interval, {"te t2i": 0.95, "sc t2i": seen})
-    assert claim.verdict == verdict and certainty in claim.certainty
-
-
-def test_a_generator_that_still_learns_is_named():
-    claim = Claim("x", "4.1", (0.3,), 0.1, None, {"sc t2i": 0.57, "te t2i": 0.95})
-    assert claim.verdict == "same direction"
-    assert claim.note == "one seed: no interval; still learning (seen Quad2–4): sc t2i 0.57"
-    assert Claim("x", "4.1", (), 0.1, None, {"sc t2i": 0.57}).note == ""
-
-
-def test_verdict_of_a_negative_and_of_a_limited_claim():
-    assert Claim("fewer", "5", (-200.0,), -238, None, sign=-1).verdict == "same direction"
-    assert Claim("fewer", "5", (3.0,), -238, None, sign=-1).verdict == "not supported"
-    assert Claim("little", "5", (0.2,), 0.06, None, limit=0.25).verdict == "same direction"
-    assert Claim("little", "5", (0.3,), 0.06, None, limit=0.25).verdict == "not supported"
-
-
 def test_claims_by_a_second_route(built):
     every = {claim.text: claim for claim in claims.all_claims(built)}
     first = every["text→image: te above sc, mean of Quad1–4"]
@@ -266,15 +231,6 @@ def test_claims_by_a_second_route(built):
     kappa = next(claim for text, claim in every.items() if "subgrid" in text)
     assert kappa.values == pytest.approx((0.22, 0.22)) and kappa.paper is None
     assert len(claims.verdicts(list(every.values()))) == len(every)
-
-
-def test_generators_that_learned_nothing_are_undecided(tmp_path, monkeypatch):
-    monkeypatch.setattr(fake_runs, "accuracy", lambda *_: 0.2)
-    study = choose("smoke", "sc,te", "0", results=str(tmp_path))
-    fake_runs.finish(study)
-    first = claims.primary(tables.build(study)["table1"])
-    assert first.verdict == "undecided" and "sc t2i 0." in first.learning
-    assert first.certainty == "one seed: no interval"
 
 
 def test_family_and_bootstrap(study, built):
@@ -336,18 +292,6 @@ def test_every_seed_is_a_point_of_the_accuracy_figure(study, built):
     assert all(np.isclose(drawn, value).any() for value in shown)
 
 
-def test_clauses_of_a_caption_are_marked():
-    truth = [Clause(0, 0, 2), Clause(3, 3, 9)]
-    text = "the upper left is white two, and the lower right is red nine, also the two."
-    assert plots_examples.marked(text, truth, NUMBERS) == [
-        ("the upper left is white two", True), ("the lower right is red nine", False),
-        ("the two", False)]
-    twice = plots_examples.marked("white two at the top left, white two at the top left.", truth,
-                                  NUMBERS)
-    assert [right for _, right in twice] == [True, False]
-    assert plots_examples.marked("", truth, NUMBERS) == [("", False)]
-
-
 def test_transitions():
     curves = pd.DataFrame({"variant": "te", "seed": 0, "split": "val", "sequences": [10, 20, 30],
                            "quad1": 0.9, "quad2": [0.1, 0.6, 0.9], "quad3": [0.1, 0.5, 0.9],
@@ -374,22 +318,3 @@ def test_fakes_are_json(tmp_path):
     fake_runs.finish(study)
     for path in tmp_path.rglob("summary.json"):
         assert json.loads(path.read_text())
-
-
-def test_rows_of_the_painted_examples(study, tmp_path, monkeypatch):
-    """Planted faults: the decoding is ignored; every variant drawn where some are asked for."""
-    asked = []
-
-    def paint(settings, split, results, index, decoding):
-        asked.append((settings.variant, settings.seed, decoding))
-
-    found = {"scene": list(range(20))}
-    monkeypatch.setattr(plots_examples, "examples", lambda *_: found)
-    monkeypatch.setattr(plots_examples, "paint", paint)
-    small = choose("smoke", "cb,sc,te", "0,1", results=str(tmp_path))
-    figure = plots_examples.text_to_image(small, decoding="greedy")
-    assert asked == [("cb", 0, "greedy"), ("sc", 0, "greedy"), ("te", 0, "greedy")]
-    assert "greedy" in figure.get_suptitle()
-    asked.clear()
-    plots_examples.text_to_image(small, seeds=small.seeds, variants=small.compared)
-    assert asked == [(v, s, "sampled") for v in ("sc", "te") for s in (0, 1)]
