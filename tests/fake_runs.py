@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -47,7 +48,7 @@ def _digits(case: str) -> int:
 
 
 def _evaluation(cell: tables.Cell, folder: Path) -> list[dict]:
-    """Rows, and scenes.csv whose sums they are."""
+    """Rows, and scenes.csv.gz whose sums they are."""
     s, rows, lines = cell.settings, [], {}
     random = np.random.default_rng([s.seed, list(LEVEL).index(s.variant)])
     less = 0.05 * (cell.size == "third") + 0.1 * (s.stage1.stride == 8) * (s.variant == "te")
@@ -73,7 +74,7 @@ def _evaluation(cell: tables.Cell, folder: Path) -> list[dict]:
     writer = csv.DictWriter(text, fieldnames=list(full[0]), restval=0)
     writer.writeheader()
     writer.writerows(full)
-    (folder / "scenes.csv").write_text(text.getvalue())
+    (folder / "scenes.csv.gz").write_bytes(gzip.compress(text.getvalue().encode()))
     return json.loads(json.dumps(rows))
 
 

@@ -1,5 +1,6 @@
 """Both stages, end to end and tiny: learning, exact resume, order of work, what is recorded."""
 
+import gzip
 import itertools
 import json
 import time
@@ -228,7 +229,7 @@ def test_evaluation_counts_every_scene_of_both_splits(trained):
               == ("test", "t2i", "sampled", "digit")}
     assert digits == {"quad1": 2, "quad2": 4, "quad3": 6, "quad4": 8, "center": 2}
     assert all(r["value"] == r["correct"] / r["n"] for r in rows)
-    lines = (run.folder / "scenes.csv").read_text().splitlines()
+    lines = gzip.decompress((run.folder / "scenes.csv.gz").read_bytes()).splitlines()
     assert len(lines) == 1 + 20
     examples = json.loads((run.folder / "examples.json").read_text())
     assert len(examples["test"]["t2i_greedy"]) == len(examples["test"]["scene"]) == 10

@@ -157,14 +157,14 @@ def scene_counts(study: Study, variants: Iterable[str], column: str, split: str 
                  ) -> tuple[dict[str, Counts], np.ndarray] | None:
     """Right and counted digits per seed and scene for each variant, and the case of every scene.
 
-    column: of `scenes.csv` without its ending, e.g. `t2i_sampled_digit`. None when a run lacks.
+    column: of `scenes.csv.gz` without its ending, e.g. `t2i_sampled_digit`. None when a run lacks.
     """
     found, case = {}, None
     for variant in variants:
         correct, n = [], []
         for seed in study.seeds:
             run = open_run(study.cell(variant, seed), "evaluation", study.results or None)
-            path = run.folder / "scenes.csv"
+            path = run.folder / "scenes.csv.gz"
             if not run.done or not path.exists():
                 return None
             lines = pd.read_csv(path)
