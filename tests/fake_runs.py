@@ -95,7 +95,10 @@ def _quantizer(s) -> dict:
         {"measure": measure, "cells": cells, "agreement": base + 0.05, "kappa": base - 0.05 * k,
          "feature_error": 0.3, "n": 1000, "codes_used": 20}
         for k, measure in enumerate(tables.MEASURES) for cells in tables.CELLS]
+    merged = [row | {"groups": groups, "codes_used": groups * row["codes_used"] // 32,
+                     "kappa": row["kappa"] + 0.1 / groups}
+              for groups in (16, 8, 4) for row in equivariance]
     sweep = [{"shift": d, "cells": cells, "agreement": base, "kappa": None, "feature_error": 0.1,
               "n": 100, "codes_used": 1} for d in range(17) for cells in tables.CELLS]
     return {"rows": rows, "reconstruction": reconstruction, "equivariance": equivariance,
-            "sweep": sweep}
+            "merged": merged, "sweep": sweep}

@@ -56,7 +56,8 @@ def probe():
 
 
 def values(model, probe):
-    return {(row["measure"], row["cells"]): row for row in equivariance.measure(model, probe)}
+    rows = equivariance.measure(equivariance.compare(model, probe))
+    return {(row["measure"], row["cells"]): row for row in rows}
 
 
 def test_patch_encoder_is_perfect_on_the_grid_and_only_there(probe):
@@ -115,6 +116,34 @@ def test_cohens_kappa_is_scikit_learns():
     total.add(Window(features, a, ink), Window(features, b, ink))
     expected = cohen_kappa_score(a.flatten(), b.flatten())
     assert total.rows()[0]["kappa"] == pytest.approx(expected)
+
+
+def test_merged_codes_are_compared_as_if_they_had_been_written_so():
+    a, b = torch.randint(0, 6, (2, 5, 4, 4))
+    ink, features = torch.rand(5, 4, 4) < 0.5, torch.rand(5, 2, 4, 4)
+    groups = torch.tensor([0, 1, 0, 2, 1, 2])
+    fine, coarse = Agreement(6), Agreement(3)
+    fine.add(Window(features, a, ink), Window(features, b, ink))
+    coarse.add(Window(features, groups[a], ink), Window(features, groups[b], ink))
+    assert fine.rows(groups) == coarse.rows()
+    assert fine.rows() != coarse.rows()
+
+
+def test_the_nearest_codes_are_merged_first():
+    codebook = torch.tensor([[0.0, 0], [9, 9], [0, 0.1], [9, 8.9], [5, 0]])
+    groups = equivariance.merge_codes(codebook, 3)
+    assert groups[0] == groups[2] != groups[1] == groups[3] and len(groups.unique()) == 3
+
+
+def test_merging_makes_an_encoder_that_knows_the_row_look_equivariant(probe):
+    model = BorderEncoder()
+    found = equivariance.compare(model, probe)
+    rows = [row for row in equivariance.merged(found, model.quantizer.codebook)
+            if (row["measure"], row["cells"]) == ("grid", "foreground")]
+    assert [row["groups"] for row in rows] == [16, 8, 4]
+    own = found["grid"].rows()[1]
+    assert rows[-1]["agreement"] > own["agreement"] and rows[-1]["codes_used"] <= 4
+    assert rows[-1]["feature_error"] == own["feature_error"]  # the features stay what they were
 
 
 def test_shifts_and_their_aligned_positions():

@@ -6,7 +6,6 @@ import json
 
 import fake_runs
 import numpy as np
-import pandas as pd
 import pytest
 
 from tevq import claims, plots_discussion, plots_examples, plots_results, tables, views
@@ -275,6 +274,7 @@ def test_everything_draws_with_and_without_results(study, built, tmp_path):
             plots_results.sample_efficiency(parts["table2"], which),
             plots_results.quantizers(parts["table3"], which),
             plots_discussion.norms(which), plots_discussion.curves(which),
+            plots_discussion.merging(which),
             plots_examples.text_to_image(empty), plots_examples.image_to_text(empty)]
         for figure in figures:
             figure.canvas.draw()
@@ -290,27 +290,6 @@ def test_every_seed_is_a_point_of_the_accuracy_figure(study, built):
     paper = tables.select(tables.published(1), task="t2i")
     shown = paper[paper.variant.isin(study.variants)].value
     assert all(np.isclose(drawn, value).any() for value in shown)
-
-
-def test_transitions():
-    curves = pd.DataFrame({"variant": "te", "seed": 0, "split": "val", "sequences": [10, 20, 30],
-                           "quad1": 0.9, "quad2": [0.1, 0.6, 0.9], "quad3": [0.1, 0.5, 0.9],
-                           "quad4": [0.1, 0.4, 0.9], "center": 0.0})
-    assert plots_discussion.transitions(curves).sequences.tolist() == [20]
-    slow = curves.assign(quad2=0.2, quad3=0.2, quad4=0.2)
-    assert plots_discussion.transitions(slow).sequences.isna().all()
-
-
-def test_length_of_unused_codes(tmp_path):
-    study = choose("smoke", "te", "0", results=str(tmp_path))
-    run = tables.Cell(study.settings, "quantizer", "full", study.results).run("stage1")
-    run.folder.mkdir(parents=True)
-    K = study.settings.stage1.codes
-    lengths = np.r_[np.full(K - 16, 5.0), np.full(16, 1.0)]  # 16 short ones are in use
-    run.log(20, codes_used=16, norm_mean=lengths.mean(), norm_used=1.0)
-    run.log(40, codes_used=K, norm_mean=2.0, norm_used=2.0)
-    found = plots_discussion.health(study).norm_unused
-    assert found[0] == pytest.approx(5.0) and np.isnan(found[1])
 
 
 def test_fakes_are_json(tmp_path):

@@ -9,8 +9,10 @@ travels with it are compared. Four measures, because different things break them
   position; aliasing acts;
 * `context`: the item stays, the other quadrants are empty or filled; attention and normalisation.
 
-Background cells agree easily and a collapsed codebook always does, so each comes over all cells and
-over foreground cells only, with Cohen's kappa (agreement beyond what code frequencies give).
+Background cells agree easily and a collapsed codebook always does, so each comes over all cells
+and over foreground cells only, with Cohen's kappa (agreement beyond what code frequencies give). A
+small vocabulary agrees more often than a large one, too: `merged` measures again with neighbouring
+codes taken for one.
 """
 
 from __future__ import annotations
@@ -33,9 +35,8 @@ class Agreement:
     """Sums over compared cells; read them with `rows`."""
 
     K: int
-    equal: dict[str, int] = field(default_factory=lambda: {"all": 0, "foreground": 0})
-    seen: dict[str, int] = field(default_factory=lambda: {"all": 0, "foreground": 0})
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)  # (2, K) per kind of cells
+    # per kind of cells (K, K): how often a cell had code i in the reference and j when compared
+    joint: dict[str, torch.Tensor] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
     size: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
 
@@ -43,25 +44,29 @@ class Agreement:
         """Compares two windows of the same size, `a` the reference."""
         either = a.ink | b.ink
         for cells, mask in (("all", torch.ones_like(either)), ("foreground", either)):
-            ca, cb = a.codes[mask], b.codes[mask]
-            self.equal[cells] += int((ca == cb).sum())
-            self.seen[cells] += len(ca)
-            both = torch.stack([torch.bincount(c, minlength=self.K) for c in (ca, cb)])
-            self.counts[cells] = self.counts.get(cells, 0) + both
+            pairs = a.codes[mask] * self.K + b.codes[mask]
+            joint = torch.bincount(pairs, minlength=self.K**2).view(self.K, self.K)
+            self.joint[cells] = self.joint.get(cells, 0) + joint
             weight = mask[:, None]
             self.error[cells] += float(((a.features - b.features).square() * weight).sum())
             self.size[cells] += float((a.features.square() * weight).sum())
 
-    def rows(self, **labels: Any) -> list[dict[str, Any]]:
+    def rows(self, merge: torch.Tensor | None = None, **labels: Any) -> list[dict[str, Any]]:
         """For all and for foreground cells: `agreement`, `kappa`, `feature_error`, `n` cells.
+
+        merge (K,): the group of every code, when codes of one group count as the same code.
 
         `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None
         when chance agreement is 1: one code covers everything (a collapsed codebook).
         """
         rows = []
-        for cells, n in self.seen.items():
-            observed = self.equal[cells] / max(n, 1)
-            share = self.counts[cells].double() / max(n, 1)
+        for cells, joint in self.joint.items():
+            if merge is not None:
+                member = torch.nn.functional.one_hot(merge.to(joint.device)).double()
+                joint = member.T @ joint.double() @ member
+            n = int(joint.sum())
+            observed = float(joint.trace()) / max(n, 1)
+            share = torch.stack([joint.sum(1), joint.sum(0)]).double() / max(n, 1)
             chance = float((share[0] * share[1]).sum())
             kappa = None if chance > 1 - 1e-9 else (observed - chance) / (1 - chance)
             error = math.sqrt(self.error[cells] / max(self.size[cells], 1e-12))
@@ -194,21 +199,47 @@ def pool(parts: list[Agreement]) -> Agreement:
     """Sums of several comparisons."""
     total = Agreement(parts[0].K)
     for part in parts:
-        for cells in part.seen:
-            for name in ("equal", "seen", "error", "size"):
-                getattr(total, name)[cells] += getattr(part, name)[cells]
-            total.counts[cells] = total.counts.get(cells, 0) + part.counts[cells]
+        for cells, joint in part.joint.items():
+            total.joint[cells] = total.joint.get(cells, 0) + joint
+            total.error[cells] += part.error[cells]
+            total.size[cells] += part.size[cells]
     return total
 
 
-def measure(model: Any, probe: Probe) -> list[dict[str, Any]]:
-    """All four measures: rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
+def compare(model: Any, probe: Probe) -> dict[str, Agreement]:
+    """The comparisons behind all four measures."""
     s = model.stride
     grid = pool(list(compare_shifts(model, probe, grid_shifts(s)).values()))
     subgrid = pool(list(compare_shifts(model, probe, subgrid_shifts(s)).values()))
-    found = {"official": official(model, probe), "grid": grid, "subgrid": subgrid,
-             "context": context(model, probe)}
+    return {"official": official(model, probe), "grid": grid, "subgrid": subgrid,
+            "context": context(model, probe)}
+
+
+def measure(found: dict[str, Agreement]) -> list[dict[str, Any]]:
+    """All four measures: rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
     return [row for name, total in found.items() for row in total.rows(measure=name)]
+
+
+def merge_codes(codebook: torch.Tensor, groups: int) -> torch.Tensor:
+    """Group (K,) of every code: the nearest two are joined (Ward) until so many groups are left."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    ward = AgglomerativeClustering(groups, linkage="ward")
+    return torch.tensor(ward.fit_predict(codebook.detach().float().cpu().numpy()))
+
+
+def merged(found: dict[str, Agreement], codebook: torch.Tensor) -> list[dict[str, Any]]:
+    """The measures with half as many codes, a quarter, ... 4: rows as `measure`, and `groups`.
+
+    Nothing is trained again: what changes is only which codes count as the same.
+    """
+    rows, left = [], len(codebook) // 2
+    while left >= 4:
+        merge = merge_codes(codebook, left)
+        for name, total in found.items():
+            rows += total.rows(merge, measure=name, groups=left)
+        left //= 2
+    return rows
 
 
 def sweep(model: Any, probe: Probe, farthest: int = 16) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
 
     Summary: `rows` (split, task, case, metric, value, correct, n) with tasks `ceiling-real` and
     `ceiling-reconstruction`; `reconstruction` (split, l1 in [0, 1], perceptual, codes_used,
-    perplexity); `equivariance` and `sweep` rows as in equivariance.py.
+    perplexity); `equivariance`, `merged` and `sweep` rows as in equivariance.py.
     """
     run = open_run(settings, "quantizer", results)
     with run.lock():
@@ -48,10 +48,13 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
             items = load_items(settings.data.source, "test")
             count = min(PROBE_ITEMS, settings.data.test // 5)
             probe = equivariance.Probe(items, count, settings.data.seed, where.device)
+            compared = equivariance.compare(judge.quantizer, probe)
+            codebook = judge.quantizer.quantizer.codebook
             run.finish({
                 "rows": [row for rows, _ in found for row in rows],
                 "reconstruction": [line for _, line in found],
-                "equivariance": equivariance.measure(judge.quantizer, probe),
+                "equivariance": equivariance.measure(compared),
+                "merged": equivariance.merged(compared, codebook),
                 "sweep": equivariance.sweep(judge.quantizer, probe),
                 "seconds": time.monotonic() - began})
     return run

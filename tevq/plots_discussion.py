@@ -1,4 +1,4 @@
-"""Figures of the discussion: code norms, use of codes, learning curves of all runs."""
+"""Figures of the discussion: code norms, merged codes, learning curves of all runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tevq import stage2
-from tevq.plots import COLOURS_OF, label_ends, missing, new, styled
+from tevq.plots import COLOURS_OF, MARKERS_OF, label_ends, missing, new, styled
 from tevq.plots_generator import binding
 from tevq.plots_results import legend
 from tevq.runs import open_run
 from tevq.study import Study
-from tevq.tables import QUADS
+from tevq.tables import MEASURES, QUADS
 
 
 def health(study: Study) -> pd.DataFrame:
@@ -56,6 +56,64 @@ def norms(study: Study) -> Figure:
             axes[0, 2].plot(run.step, run.orthogonality, **line)
         axes[0, 0].set_ylim(0)
         axes[0, 2].set_yscale("log")
+    return legend(figure, study, study.variants)
+
+
+def vocabularies(study: Study) -> pd.DataFrame:
+    """Kappa of every quantizer with its own codes and with merged ones, on foreground cells.
+
+    Columns variant, seed, measure, groups (0: its own codes), codes_used, kappa, feature_error.
+    """
+    rows = []
+    for settings in study.cells:
+        summary = open_run(settings, "quantizer", study.results or None).summary()
+        for row in [*summary["equivariance"], *summary["merged"]] if summary else ():
+            if row["cells"] == "foreground":
+                rows.append({"variant": settings.variant, "seed": settings.seed, "groups": 0} | row)
+    columns = ["variant", "seed", "measure", "groups", "codes_used", "kappa", "feature_error"]
+    return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
+
+
+def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -> pd.DataFrame:
+    """How far merging the baseline's codes down to our number of codes takes its kappa to ours.
+
+    found: as from `vocabularies`. One row per seed and measure: `baseline` and `ours` as trained,
+    `merged` (read off the baseline's line between two sizes, linear in the logarithm of the number
+    of codes), and `codes`, ours. Left out: seeds that lack a variant, sizes beyond the line.
+    """
+    rows = []
+    for (seed, measure), part in found.groupby(["seed", "measure"], sort=False):
+        line = part[part.variant == baseline].dropna(subset="kappa").sort_values("codes_used")
+        own = part[(part.variant == ours) & (part.groups == 0)].dropna(subset="kappa")
+        if len(own) and len(line) and line.codes_used.min() <= own.codes_used.iloc[0] <= (
+                line.codes_used.max()):
+            codes = own.codes_used.iloc[0]
+            merged = np.interp(np.log(codes), np.log(line.codes_used), line.kappa)
+            rows.append({"seed": seed, "measure": measure, "codes": codes,
+                         "baseline": line[line.groups == 0].kappa.iloc[0], "merged": merged,
+                         "ours": own.kappa.iloc[0]})
+    return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
+
+
+@styled
+def merging(study: Study) -> Figure:
+    """Kappa against the number of codes, from each quantizer's own (large mark) to four."""
+    figure, axes = new(1, len(MEASURES), height=4.2, sharex=True,
+                       title="Codes merged after training (Ward): kappa on foreground cells")
+    found = vocabularies(study)
+    for axis, measure in zip(axes[0], MEASURES, strict=True):
+        axis.set(title=measure, xlabel="codes used", xscale="log")
+        part = found[found.measure == measure]
+        if part.empty:
+            missing(axis, "no evaluated quantizers")
+        for (variant, _), run in part.groupby(["variant", "seed"], sort=False):
+            line = run.sort_values("codes_used")
+            own = run[run.groups == 0]
+            axis.plot(line.codes_used, line.kappa, color=COLOURS_OF[variant], linewidth=1.4)
+            axis.plot(own.codes_used, own.kappa, color=COLOURS_OF[variant],
+                      marker=MARKERS_OF[variant], markersize=12 if variant == "te" else 8)
+        axis.grid(axis="y")
+    axes[0, 0].set_ylabel("kappa")
     return legend(figure, study, study.variants)
 
 
