@@ -102,7 +102,9 @@ def merging(study: Study) -> Figure:
                        title="Codes merged after training (Ward): kappa on foreground cells")
     found = vocabularies(study)
     for axis, measure in zip(axes[0], MEASURES, strict=True):
-        axis.set(title=measure, xlabel="codes used", xscale="log")
+        axis.set(title=measure, xlabel="codes used")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         part = found[found.measure == measure]
         if part.empty:
             missing(axis, "no evaluated quantizers")
