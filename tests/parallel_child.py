@@ -5,9 +5,8 @@ $KILL = `rank:step` kills that rank when it has finished that step.
 
 import os
 import signal
-import sys
 
-from tevq import loop, stage1, stage2, train
+from tevq import loop, parallel, stage1, stage2, train
 
 stage1.KMEANS_VECTORS = 400
 stage1.LOG_EVERY = stage2.LOG_EVERY = 1
@@ -26,4 +25,4 @@ def save_or_die(self, at):
 
 
 loop.Loop.__init__, loop.Loop.save = always_save, save_or_die
-sys.exit(train.main())
+parallel.leave(train.main())

@@ -192,4 +192,4 @@ def _end(children: list[subprocess.Popen]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parallel.leave(main())
