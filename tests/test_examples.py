@@ -1,8 +1,13 @@
-"""The figures of fixed examples: which rows, which clauses are right."""
+"""Fixed examples: what is kept of them, and their figures (which rows, which clauses are right)."""
 
-from tevq import plots_examples
-from tevq.captions import Clause
+import numpy as np
+import torch
+from small import tiny
+
+from tevq import examples, plots_examples
+from tevq.captions import UNUSED, Clause
 from tevq.items import class_names
+from tevq.runs import open_run
 from tevq.study import choose
 
 NUMBERS = class_names("mnist")
@@ -20,16 +25,67 @@ def test_clauses_of_a_caption_are_marked():
     assert plots_examples.marked("", truth, NUMBERS) == [("", False)]
 
 
+def few(value: int) -> examples.Painted:
+    """Three examples in one flat colour each, (value, k, 255 - value), read as value and k."""
+    images = torch.zeros(3, 3, 64, 64)
+    for k in range(3):
+        images[k] = torch.tensor([value, k, 255 - value])[:, None, None] / 127.5 - 1
+    read = np.full((3, 4), UNUSED, dtype=np.uint8)
+    read[:, 0] = value, value + 1, value + 2
+    return examples.Painted(images, read, read % 5)
+
+
+def test_pictures_come_back_as_they_were_kept(tmp_path):
+    """Planted faults: split or decoding mixed up; the examples of a row; rows for columns."""
+    cell = tiny()
+    run = open_run(cell, "evaluation", tmp_path)
+    kept = {split: {"scene": [0, 1, 2]} for split in ("test", "test_seen")}
+    painted = {(split, decoding): few(40 * i + 20 * j) for i, split in enumerate(kept)
+               for j, decoding in enumerate(("sampled", "greedy"))}
+    examples.save(run, kept, painted)
+    assert examples.load(cell, "test", tmp_path) is None  # the evaluation has not finished
+    run.finish({})
+    for (split, decoding), part in painted.items():
+        found = examples.load_painted(cell, split, tmp_path, [2, 0], decoding)
+        assert torch.allclose(found.images, part.images[[2, 0]], atol=1e-6)
+        assert (found.label == part.label[[2, 0]]).all()
+        assert (found.colour == part.colour[[2, 0]]).all() and found.label.dtype == np.uint8
+    assert examples.load_painted(cell, "val", tmp_path, [0]) is None
+    assert examples.load(cell, "test", tmp_path)["scene"] == [0, 1, 2]
+    (run.folder / examples.PICTURES).unlink()
+    assert examples.load_painted(cell, "test", tmp_path, [0]) is None
+
+
+def test_the_first_scenes_of_every_case():
+    case = np.array([4, 0, 0, 1, 2, 3] + [0, 1, 2, 3, 4] * 4)
+    found = examples.first_of_each_case(case)
+    assert case[found].tolist() == sorted(case[found].tolist()) == [k for k in range(5)
+                                                                    for _ in range(4)]
+    assert found[:4].tolist() == [1, 2, 6, 11] and found[-4:].tolist() == [0, 10, 15, 20]
+
+
+def test_evaluations_without_pictures_are_named(tmp_path):
+    """They were made before pictures were kept; what is missing or complete is not named."""
+    small = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    kept = {"test": {"scene": [0, 1, 2]}}
+    for seed, painted in ((0, {}), (1, {("test", "sampled"): few(7)})):
+        run = open_run(small.cell("sc", seed), "evaluation", tmp_path)
+        examples.save(run, kept, painted)
+        run.finish({})
+    assert plots_examples.unpictured(small) == [
+        open_run(small.cell("sc", 0), "evaluation", tmp_path).name]
+
+
 def test_rows_of_the_painted_examples(tmp_path, monkeypatch):
     """Planted faults: the decoding is ignored; every variant drawn where some are asked for."""
     asked = []
 
-    def paint(settings, split, results, index, decoding):
+    def load_painted(settings, split, results, index, decoding):
         asked.append((settings.variant, settings.seed, decoding))
 
     found = {"scene": list(range(20))}
-    monkeypatch.setattr(plots_examples, "examples", lambda *_: found)
-    monkeypatch.setattr(plots_examples, "paint", paint)
+    monkeypatch.setattr(examples, "load", lambda *_: found)
+    monkeypatch.setattr(examples, "load_painted", load_painted)
     small = choose("smoke", "cb,sc,te", "0,1", results=str(tmp_path))
     figure = plots_examples.text_to_image(small, decoding="greedy")
     assert asked == [("cb", 0, "greedy"), ("sc", 0, "greedy"), ("te", 0, "greedy")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import classifier, evaluation, judge, loop, machine, runs, stage1, stage2
+from tevq import classifier, evaluation, examples, judge, loop, machine, runs, stage1, stage2
 from tevq.checkpoint import load_tree
 from tevq.equivariance import Probe
 from tevq.items import load_items
@@ -231,8 +231,13 @@ def test_evaluation_counts_every_scene_of_both_splits(trained):
     assert all(r["value"] == r["correct"] / r["n"] for r in rows)
     lines = gzip.decompress((run.folder / "scenes.csv.gz").read_bytes()).splitlines()
     assert len(lines) == 1 + 20
-    examples = json.loads((run.folder / "examples.json").read_text())
-    assert len(examples["test"]["t2i_greedy"]) == len(examples["test"]["scene"]) == 10
+    kept = examples.load(tiny(), "test", trained)
+    assert len(kept["t2i_greedy"]) == len(kept["scene"]) == 10
+    judged = judge.Judge.load(tiny(), trained)
+    for split, decoding in itertools.product(evaluation.SPLITS, evaluation.DECODINGS):
+        codes = torch.tensor(examples.load(tiny(), split, trained)[f"t2i_{decoding}"])
+        painted = examples.load_painted(tiny(), split, trained, range(10), decoding)
+        assert (painted.images - judged.decode(codes)).abs().mean() < 0.05  # 256 colours
 
 
 def test_quantizer_evaluation_has_ceilings_and_all_measures(trained):

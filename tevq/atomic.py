@@ -63,6 +63,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
-    """JSON, all or nothing; `indent=None` puts everything on one line."""
-    write_atomically(path, (json.dumps(tree, indent=indent) + "\n").encode())
+def write_json(path: Path, tree: Any) -> None:
+    """JSON, all or nothing."""
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())

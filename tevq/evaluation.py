@@ -2,7 +2,7 @@
 
 Two kinds of run: `quantizer` needs Stage 1 only (Table 3, equivariance, ceilings), `evaluation`
 needs both stages (Tables 1 and 2). Both keep rows in `summary.json` with the counts behind every
-share; `evaluation` also keeps counts per scene (`scenes.csv.gz`) and examples (`examples.json`).
+share; `evaluation` also keeps counts per scene (`scenes.csv.gz`) and examples (see `examples`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import gzip
 import io
 import time
 
-import numpy as np
 import torch
 
-from tevq import equivariance, losses, machine, stage2
-from tevq.atomic import write_atomically, write_json
+from tevq import equivariance, examples, losses, machine, stage2
+from tevq.atomic import write_atomically
 from tevq.items import load_items
 from tevq.judge import CHUNK, Judge, join_scores, split_of
 from tevq.quantizer import codebook_health
@@ -28,7 +27,6 @@ from tevq.stage1 import reconstruct
 
 SPLITS = ("test", "test_seen")
 DECODINGS = ("sampled", "greedy")
-EXAMPLES_PER_CASE = 4  # the first of every case: fixed, not the best
 PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
 
 
@@ -72,15 +70,16 @@ def evaluate(settings: Settings, results=None) -> Run:
             began = time.monotonic()
             judge, _ = _begin(run, settings, results, "classifier", "stage1", "stage2")
             model = stage2.load(settings, judge, results)
-            rows, lines, examples = [], [], {}
+            rows, lines, kept, painted = [], [], {}, {}
             for split in SPLITS:
                 found = _both_directions(settings, judge, model, split, results)
                 rows += found[0]
                 lines += found[1]
-                examples[split] = found[2]
+                kept[split] = found[2]
+                painted |= found[3]
                 print(f"{run.name}: {split} done", flush=True)
             write_atomically(run.folder / "scenes.csv.gz", _as_csv(lines))
-            write_json(run.folder / "examples.json", examples, indent=None)
+            examples.save(run, kept, painted)
             run.finish({"rows": rows, "seconds": time.monotonic() - began})
     return run
 
@@ -118,15 +117,14 @@ def _reconstruction(settings: Settings, judge: Judge, split: str) -> tuple[list[
 
 
 def _both_directions(settings: Settings, judge: Judge, model, split: str, results
-                     ) -> tuple[list[dict], list[dict], dict]:
-    """Rows per case, lines per scene, and examples of one split."""
+                     ) -> tuple[list[dict], list[dict], dict, dict]:
+    """Rows per case, lines per scene, and examples of one split: records, images."""
     options, seed = settings.evaluation, settings.seed
     scenes, _ = split_of(settings, split, options.scenes)
     truth = stage2.encoded_split(settings, split, judge, results)[: len(scenes)].long()
-    rows, columns = [], {}
-    chosen = np.concatenate([np.flatnonzero(scenes.case == case)[:EXAMPLES_PER_CASE]
-                             for case in range(len(CASES))])
-    examples = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
+    rows, columns, painted = [], {}, {}
+    chosen = examples.first_of_each_case(scenes.case)
+    kept = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
 
     def keep(scores: dict[str, Score], task: str, decoding: str) -> None:
         rows.extend(_rows(scores, scenes, split=split, task=task, decoding=decoding))
@@ -137,12 +135,13 @@ def _both_directions(settings: Settings, judge: Judge, model, split: str, result
         if settings.stage2.directions != "i2t":
             codes = judge.text_to_image(model, scenes, options, seed, decoding == "greedy")
             keep(judge.score_codes(codes, scenes), "t2i", decoding)
-            examples[f"t2i_{decoding}"] = codes[chosen].tolist()
+            kept[f"t2i_{decoding}"] = codes[chosen].tolist()
+            painted[split, decoding] = examples.paint(judge, codes[chosen], scenes.take(chosen))
         if settings.stage2.directions != "t2i":
             texts = judge.image_to_text(model, truth, options, seed, decoding == "greedy")
             keep(judge.score_texts(texts, scenes), "i2t", decoding)
-            examples[f"i2t_{decoding}"] = [texts[i] for i in chosen]
-    return rows, _lines(columns, scenes, split), examples
+            kept[f"i2t_{decoding}"] = [texts[i] for i in chosen]
+    return rows, _lines(columns, scenes, split), kept, painted
 
 
 def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:

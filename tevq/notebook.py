@@ -99,6 +99,16 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
+def keep(study: Study, name: str) -> bool:
+    """Shows a figure as an earlier execution saved it; False when there is none."""
+    from IPython import display
+
+    path = study.figures / f"{name}.png"
+    if path.exists():
+        display.display(display.Image(filename=str(path)))
+    return path.exists()
+
+
 def save(figure: Figure, study: Study, name: str, folder: Path | None = None) -> None:
     """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
 

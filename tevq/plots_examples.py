@@ -1,68 +1,42 @@
-"""What the generators paint and write for the fixed examples of `examples.json`.
-
-The examples are the first scenes of every case, chosen before any result was known.
-"""
+"""What the generators paint and write for the fixed scenes of `examples`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tevq import examples
 from tevq.captions import CONNECTORS, Clause, parse
 from tevq.drawing import CELL, IMAGE_SIZE, OFFSETS, render
-from tevq.evaluation import EXAMPLES_PER_CASE
+from tevq.examples import Painted
 from tevq.items import class_names
-from tevq.judge import Judge, split_of
+from tevq.judge import split_of
 from tevq.plots import GREY, NAMES_OF, missing, new, show, stamp, styled, wrap
 from tevq.runs import open_run
 from tevq.scenes import CASES, COLOURS, PLACES, Scenes
-from tevq.scoring import read_places
-from tevq.settings import Settings
 from tevq.study import Study
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 MOST_LINES = 5  # clauses shown of a caption that goes on and on
 
 
-class Painted(NamedTuple):
-    """Images that a generator painted, and what the classifier reads at every named place."""
-
-    images: torch.Tensor  # (n, 3, 64, 64) in [-1, 1]
-    label: np.ndarray  # (n, 4), 255 = unused
-    colour: np.ndarray
-
-
-def examples(settings: Settings, split: str, results: str | None) -> dict[str, Any] | None:
-    """Stored examples of a finished evaluation, or None."""
-    run = open_run(settings, "evaluation", results)
-    path = run.folder / "examples.json"
-    return json.loads(path.read_text()).get(split) if run.done and path.exists() else None
-
-
 def chosen(found: dict[str, Any], per_case: int = 1) -> list[int]:
     """Positions in the example lists: the first `per_case` of every case."""
-    return [i for i in range(len(found["scene"])) if i % EXAMPLES_PER_CASE < per_case]
+    return [i for i in range(len(found["scene"])) if i % examples.PER_CASE < per_case]
 
 
-def paint(settings: Settings, split: str, results: str | None, index: Sequence[int],
-          decoding: str = "sampled") -> Painted | None:
-    """Images for some examples, or None when the run or its weights are not there."""
-    found, key = examples(settings, split, results), f"t2i_{decoding}"
-    weights = ("classifier", "stage1")
-    if not found or key not in found or not all(open_run(settings, kind, results).usable
-                                                  for kind in weights):
-        return None
-    judge = Judge.load(settings, results)
-    scenes = split_of(settings, split)[0].take(np.array(found["scene"])[list(index)])
-    images = judge.decode(torch.tensor(found[key])[list(index)])
-    return Painted(images, *read_places(images, scenes.place, judge.classifier.predict))
+def unpictured(study: Study) -> list[str]:
+    """Finished evaluations of the compared variants that kept no pictures (they are older)."""
+    results = study.results or None
+    cells = [study.cell(variant, seed) for variant in study.compared for seed in study.seeds]
+    return [open_run(cell, "evaluation", results).name for cell in cells
+            if examples.load(cell, "test", results)
+            and not examples.load_painted(cell, "test", results, [0])]
 
 
 @styled
@@ -75,7 +49,7 @@ def text_to_image(study: Study, split: str = "test", decoding: str = "sampled", 
     """
     results, seeds = study.results or None, list(seeds or study.seeds[:1])
     runs = [(v, s, study.cell(v, s)) for v in variants or study.variants for s in seeds]
-    found = next((e for _, _, c in runs if (e := examples(c, split, results))), None)
+    found = next((e for _, _, c in runs if (e := examples.load(c, split, results))), None)
     if found is None:
         return _nothing("No finished evaluation yet: run notebook 04 first.")
     index = chosen(found, per_case)
@@ -87,7 +61,7 @@ def text_to_image(study: Study, split: str = "test", decoding: str = "sampled", 
         show(axis, image)
     _name(axes[0, 0], "asked for\n(real items)")
     for line, (variant, seed, settings) in zip(axes[1:], runs, strict=True):
-        painted = paint(settings, split, results, index, decoding)
+        painted = examples.load_painted(settings, split, results, index, decoding)
         for i, axis in enumerate(line):
             if painted is None:
                 missing(axis, "missing")
@@ -112,7 +86,7 @@ def image_to_text(study: Study, split: str = "test", decoding: str = "greedy", p
                   seed: int | None = None, variants: Sequence[str] = ()) -> Figure:
     """Real scenes and the captions written for them, clause by clause: right or wrong."""
     results, seed = study.results or None, study.seeds[0] if seed is None else seed
-    runs = {v: examples(study.cell(v, seed), split, results)
+    runs = {v: examples.load(study.cell(v, seed), split, results)
             for v in variants or study.compared or study.variants[:2]}
     key = f"i2t_{decoding}"
     found = next((e for e in runs.values() if e and key in e), None)

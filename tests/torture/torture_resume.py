@@ -38,7 +38,7 @@ def content(results: Path) -> dict[str, object]:
             found[name] = path.stat().st_size
         elif path.name == "summary.json":
             found[name] = without_time(json.loads(path.read_text()))
-        elif path.suffix in (".jsonl", ".gz") or path.name == "examples.json":
+        elif path.suffix in (".jsonl", ".gz", ".png"):
             found[name] = path.read_bytes()
     return found
 
