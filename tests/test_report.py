@@ -4,9 +4,12 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 
-from tevq import machine, report, tables
+from tevq import machine, report, tables, views
+from tevq.runs import open_run
 from tevq.settings import SettingsError
+from tevq.study import choose
 
 
 def test_the_readme_holds_exactly_what_the_tables_say():
@@ -36,3 +39,33 @@ def test_markdown_and_missing_marks():
                                   "| te | ours | 0.9 | – |"]
     with pytest.raises(SettingsError, match="lacks the lines"):
         report.updated("no marks", report.published_study())
+
+
+def test_minutes_of_unlike_machines_are_not_averaged(tmp_path):
+    small = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    assert report._measured(small, "smoke", "stage2") == "–"
+    for cell, seconds in zip(small.cells, (60, 180, 600, 120), strict=True):
+        dtype = torch.float32 if seconds == 600 else torch.bfloat16
+        run = open_run(cell, "stage2", tmp_path)
+        run.start(machine.Machine(torch.device("cpu"), dtype))
+        run.finish({"seconds": seconds})
+    assert report._measured(small, "gpu", "stage2") == "–"
+    words = report._measured(small, "smoke", "stage2").split("; ")
+    assert len(words) == 2
+    assert words[0].startswith("2 min (3 runs,") and ", bfloat16, " in words[0]
+    assert words[1].startswith("10 min (1 run,") and ", float32, " in words[1]
+
+
+def test_captions_name_trainings_in_another_precision(tmp_path):
+    """Planted faults: the usual precision is named; unfinished trainings count; names twice."""
+    small = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    table = tables.build(small)["table1"]
+    for cell in small.cells:
+        run, odd = open_run(cell, "stage1", tmp_path), (cell.variant, cell.seed) == ("te", 1)
+        run.start(machine.Machine(torch.device("cpu"), torch.float32 if odd else torch.bfloat16))
+        if not odd:
+            run.finish({})
+    assert "trained in" not in views.caption(small, table)
+    run.finish({})
+    assert views.caption(small, table).endswith(
+        "; trained in float32 instead of bfloat16: digits-te-s1")

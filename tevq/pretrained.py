@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,7 +170,7 @@ def _files(study: Study, files: list[Path], counts: list[int]) -> str:
     lines = ["| File | Numbers | Trained on | Minutes | Commit |",
              "| --- | --- | --- | --- | --- |"]
     for file, count, run in zip(files, counts, runs_of(study), strict=True):
-        on = json.loads((run.folder / "config.json").read_text())["machine"]
+        on = run.machine
         lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")

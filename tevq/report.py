@@ -117,16 +117,19 @@ def speed() -> str:
 
 
 def _measured(study: Study, preset: str, kind: str) -> str:
-    """Mean minutes of the committed trainings of a preset, and on what."""
+    """Mean minutes of the committed trainings of a preset, one text per kind of machine."""
     if preset != study.preset:
         return "–"
-    runs = [open_run(cell, kind, study.results) for cell in study.cells]
-    seconds = [run.summary()["seconds"] for run in runs if run.done]
-    if not seconds:
-        return "–"
-    on = json.loads((runs[0].folder / "config.json").read_text())["machine"]
-    return (f"{sum(seconds) / len(seconds) / 60:.0f} min ({len(seconds)} runs, {on['device_name']},"
-            f" {on['precision']}, {on['threads']} thread{'s' * (on['threads'] > 1)})")
+    minutes: dict[tuple, list[float]] = {}
+    for cell in study.cells:
+        run = open_run(cell, kind, study.results)
+        if (summary := run.summary()) and (on := run.machine):
+            key = on["device_name"], on["precision"], on["threads"]
+            minutes.setdefault(key, []).append(summary["seconds"] / 60)
+    return "; ".join(
+        f"{sum(found) / len(found):.0f} min ({len(found)} run{'s' * (len(found) > 1)}, {name}, "
+        f"{precision}, {threads} thread{'s' * (threads > 1)})"
+        for (name, precision, threads), found in minutes.items()) or "–"
 
 
 def updated(text: str, study: Study) -> str:

@@ -95,6 +95,14 @@ class Run:
             return json.loads((self.folder / "summary.json").read_text())
         return None
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What it ran on, as `config.json` says (see `machine.record`); empty when it says nothing.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return json.loads((self.folder / "config.json").read_text())["machine"]
+        return {}
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process works on a run; a second one waits. Falls with a killed process."""

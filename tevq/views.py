@@ -5,6 +5,7 @@ Every entry is a text: `0.931 (0.033)` is mean (SD over seeds), `0.931` one seed
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -12,6 +13,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from tevq import presets, tables
+from tevq.runs import label
 from tevq.settings import Stage1
 from tevq.stats import mean_sd
 from tevq.study import Study
@@ -211,13 +213,34 @@ def caption(study: Study, table: pd.DataFrame) -> str:
             f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
             "Stage-2 sequences")))
     changed = [f"{name} = {value}" for name, value in study.overrides.items()]
-    parts += changed[:4] + ([f"and {len(changed) - 4} more changes"] if len(changed) > 4 else [])
+    parts += [_few(changed)] if changed else []
     seeds = ", ".join(map(str, study.seeds))
     parts.append(f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}")
     known = table.dropna(subset="classifier_accuracy").drop_duplicates("source")
     parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
               for row in known.itertuples()]
-    return "; ".join(parts)
+    return "; ".join(filter(None, [*parts, _precisions(study)]))
+
+
+def _precisions(study: Study) -> str:
+    """Names the cells that were trained in another precision than most; empty when there are none.
+
+    (`auto` is bfloat16 where the processor has it, so a grid filled on two machines may differ.)
+    """
+    found: dict[str, dict[str, None]] = {}
+    for cell, kind in itertools.product(tables.cells(study), ("stage1", "stage2")):
+        run = cell.run(kind)
+        if run.done and run.machine:
+            name = label(cell.settings, kind)
+            found.setdefault(run.machine["precision"], {})[name] = None
+    usual, *others = sorted(found, key=lambda precision: -len(found[precision])) or [""]
+    return "; ".join(f"trained in {other} instead of {usual}: {_few(list(found[other]))}"
+                     for other in others)
+
+
+def _few(words: list[str], most: int = 4) -> str:
+    """The first words, and how many more."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def _images(s: Stage1) -> int:
