@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
-from small import tiny
+from small import TINY, tiny
 
 from tevq import examples, plots_examples
 from tevq.captions import UNUSED, Clause
 from tevq.items import class_names
+from tevq.judge import split_of
 from tevq.runs import open_run
 from tevq.study import choose
 
@@ -77,19 +78,29 @@ def test_evaluations_without_pictures_are_named(tmp_path):
 
 
 def test_rows_of_the_painted_examples(tmp_path, monkeypatch):
-    """Planted faults: the decoding is ignored; every variant drawn where some are asked for."""
-    asked = []
+    """Planted faults: the decoding is ignored; every variant drawn where some are asked for; a
+    missing run drawn, or not named.
+    """
+    small = choose("smoke", "cb,sc,te", "0,1", "", TINY, str(tmp_path))
+    scenes, asked = split_of(small.settings, "test")[0], []
+    chosen = examples.first_of_each_case(scenes.case)[::2]
+    found = {"scene": chosen.tolist()}
 
     def load_painted(settings, split, results, index, decoding):
         asked.append((settings.variant, settings.seed, decoding))
+        part = scenes.take(chosen[index])
+        painted = examples.Painted(torch.zeros(len(index), 3, 64, 64), part.label, part.colour)
+        return painted if settings.variant != "cb" else None
 
-    found = {"scene": list(range(20))}
+    monkeypatch.setattr(examples, "PER_CASE", 1)  # of the two that there are
     monkeypatch.setattr(examples, "load", lambda *_: found)
     monkeypatch.setattr(examples, "load_painted", load_painted)
-    small = choose("smoke", "cb,sc,te", "0,1", results=str(tmp_path))
     figure = plots_examples.text_to_image(small, decoding="greedy")
     assert asked == [("cb", 0, "greedy"), ("sc", 0, "greedy"), ("te", 0, "greedy")]
     assert "greedy" in figure.get_suptitle()
+    words = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+    assert words == ["asked for\n(real items)", "sc\nseed 0", "te\nseed 0"]
+    assert any(text.get_text().endswith("missing: cb seed 0") for text in figure.texts)
     asked.clear()
     plots_examples.text_to_image(small, seeds=small.seeds, variants=small.compared)
     assert asked == [(v, s, "sampled") for v in ("sc", "te") for s in (0, 1)]

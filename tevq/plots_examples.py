@@ -50,35 +50,32 @@ def text_to_image(study: Study, split: str = "test", decoding: str = "sampled", 
     results, seeds = study.results or None, list(seeds or study.seeds[:1])
     runs = [(v, s, study.cell(v, s)) for v in variants or study.variants for s in seeds]
     found = next((e for _, _, c in runs if (e := examples.load(c, split, results))), None)
-    if found is None:
+    index = chosen(found, per_case) if found else []
+    rows = {f"{v}\nseed {s}": examples.load_painted(c, split, results, index, decoding)
+            for v, s, c in runs}
+    absent = [name.replace("\n", " ") for name, painted in rows.items() if painted is None]
+    if len(absent) == len(rows):
         return _nothing("No finished evaluation yet: run notebook 04 first.")
-    index = chosen(found, per_case)
+    rows = {name: painted for name, painted in rows.items() if painted}
     scenes, items = split_of(study.settings, split)
     scenes = scenes.take(np.array(found["scene"])[index])
-    figure, axes = new(len(runs) + 1, len(index), 2.1 * len(index) + 1.6, 2.1 * len(runs) + 4.2,
+    figure, axes = new(len(rows) + 1, len(index), 2.1 * len(index) + 1.6, 2.1 * len(rows) + 4.2,
                        f"Text → image, {decoding}: the first scene of every case, {_split(split)}")
     for axis, image in zip(axes[0], render(scenes, items), strict=True):
         show(axis, image)
     _name(axes[0, 0], "asked for\n(real items)")
-    for line, (variant, seed, settings) in zip(axes[1:], runs, strict=True):
-        painted = examples.load_painted(settings, split, results, index, decoding)
-        for i, axis in enumerate(line):
-            if painted is None:
-                missing(axis, "missing")
-                continue
-            show(axis, painted.images[i])
-            _tick(axis, scenes, i, painted, class_names(study.settings.data.source))
-        if painted is None:
-            line[0].text(-0.15, 0.5, f"{variant}\nseed {seed}", ha="right", va="center",
-                         transform=line[0].transAxes)
-        else:
-            _name(line[0], f"{variant}\nseed {seed}")
     names = class_names(study.settings.data.source)
+    for line, (name, painted) in zip(axes[1:], rows.items(), strict=True):
+        _name(line[0], name)
+        for i, axis in enumerate(line):
+            show(axis, painted.images[i])
+            _tick(axis, scenes, i, painted, names)
     for i, axis in enumerate(axes[0]):
         axis.set_title(CASES[scenes.case[i]], loc="center", fontsize=12)
         axes[-1, i].text(0.5, -0.06, wrap(sentence(scenes, i, names), 23), ha="center", va="top",
                          fontsize=10, transform=axes[-1, i].transAxes)
-    return stamp(figure, f"preset {study.preset} · {study.settings.data.source}")
+    missed = f" · missing: {', '.join(absent)}" if absent else ""
+    return stamp(figure, f"preset {study.preset} · {study.settings.data.source}{missed}")
 
 
 @styled
