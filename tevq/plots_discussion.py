@@ -56,7 +56,7 @@ def norms(study: Study) -> Figure:
             axes[0, 2].plot(run.step, run.orthogonality, **line)
         axes[0, 0].set_ylim(0)
         axes[0, 2].set_yscale("log")
-    return legend(figure, study, study.variants)
+    return legend(figure, study, _variants(found))
 
 
 def vocabularies(study: Study) -> pd.DataFrame:
@@ -116,7 +116,7 @@ def merging(study: Study) -> Figure:
                       marker=MARKERS_OF[variant], markersize=12 if variant == "te" else 8)
         axis.grid(axis="y")
     axes[0, 0].set_ylabel("kappa")
-    return legend(figure, study, study.variants)
+    return legend(figure, study, _variants(found))
 
 
 def learning(study: Study, task: str = "t2i") -> pd.DataFrame:
@@ -172,4 +172,9 @@ def curves(study: Study) -> Figure:
         axis.grid(axis="y")
         label_ends(axis, ends)
     axes[0, 0].set_ylabel("digit accuracy")
-    return legend(figure, study, study.variants)
+    return legend(figure, study, _variants(found))
+
+
+def _variants(found: pd.DataFrame) -> list[str]:
+    """Those that were drawn."""
+    return [] if found.empty else list(dict.fromkeys(found.variant))

@@ -80,7 +80,8 @@ def equivariance(table: pd.DataFrame, study: Study) -> Figure:
 @styled
 def accuracy_against_equivariance(table1: pd.DataFrame, table: pd.DataFrame, study: Study
                                   ) -> Figure:
-    """One point a run: text->image accuracy over three kinds of equivariance."""
+    """One point a run: text->image accuracy over three kinds of equivariance; axes fit the points.
+    """
     measures = MEASURES[1:]
     figure, axes = new(1, 3, height=4.4, sharey=True,
                        title="Does an equivariant quantizer go with a better generator?")
@@ -94,11 +95,11 @@ def accuracy_against_equivariance(table1: pd.DataFrame, table: pd.DataFrame, stu
             axis.plot(x.get((variant, seed), np.nan), y[variant, seed], MARKERS_OF[variant],
                       color=COLOURS_OF[variant], markersize=13 if variant == "te" else 9,
                       alpha=0.85)
-        axis.set(title=measure, xlabel="kappa, foreground cells", ylim=(0, 1.04),
-                 xlim=(np.nanmin([0, *x]), 1.04))
+        axis.set(title=measure, xlabel="kappa, foreground cells")
+        axis.margins(0.15)
         axis.grid()
     axes[0, 0].set_ylabel("text → image digit accuracy\nheld out, mean of Quad1–4")
-    return legend(figure, study, study.variants, ())
+    return legend(figure, study, list(dict.fromkeys(y.dropna().index.get_level_values(0))), ())
 
 
 @styled
