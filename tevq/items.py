@@ -137,9 +137,8 @@ def _load_torchvision(source: str, part: str, root: Path) -> Items:
         items = Items(data.data, data.targets.to(torch.int64))
         _check(items)
     except Exception as error:  # torchvision: AssertionError, RuntimeError, ... by kind of damage
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise SettingsError(
-            f"{source} files in {folder} are damaged ({reason[:120]}); delete them to download "
+            f"{source} files in {folder} are damaged ({_reason(error)}); delete them to download "
             f"again, {advice}"
         ) from None
     return items
@@ -150,8 +149,13 @@ def _download(kind: type, source: str, root: Path, advice: str) -> None:
     try:
         kind(str(root), download=True)
     except Exception as error:  # URLError, RuntimeError, OSError, ... all mean: no files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SettingsError(f"cannot download {source} ({reason[:120]}); {advice}") from None
+        raise SettingsError(f"cannot download {source} ({_reason(error)}); {advice}") from None
+
+
+def _reason(error: Exception) -> str:
+    """An error on one line; of a long one the end, where the cause stands."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else f"… {text[-118:]}"
 
 
 def _check(items: Items) -> None:
