@@ -26,22 +26,24 @@ def test_clauses_of_a_caption_are_marked():
     assert plots_examples.marked("", truth, NUMBERS) == [("", False)]
 
 
-def few(value: int) -> examples.Painted:
-    """Three examples in one flat colour each, (value, k, 255 - value), read as value and k."""
-    images = torch.zeros(3, 3, 64, 64)
-    for k in range(3):
+def few(value: int, n: int = 3) -> examples.Painted:
+    """Examples in one flat colour each, (value, k, 255 - value), read as value + k."""
+    images = torch.zeros(n, 3, 64, 64)
+    for k in range(n):
         images[k] = torch.tensor([value, k, 255 - value])[:, None, None] / 127.5 - 1
-    read = np.full((3, 4), UNUSED, dtype=np.uint8)
-    read[:, 0] = value, value + 1, value + 2
+    read = np.full((n, 4), UNUSED, dtype=np.uint8)
+    read[:, 0] = value + np.arange(n)
     return examples.Painted(images, read, read % 5)
 
 
 def test_pictures_come_back_as_they_were_kept(tmp_path):
-    """Planted faults: split or decoding mixed up; the examples of a row; rows for columns."""
+    """Planted faults: split or decoding mixed up; the examples of a row; rows for columns; as many
+    examples expected in every split (a small one may lack some).
+    """
     cell = tiny()
     run = open_run(cell, "evaluation", tmp_path)
     kept = {split: {"scene": [0, 1, 2]} for split in ("test", "test_seen")}
-    painted = {(split, decoding): few(40 * i + 20 * j) for i, split in enumerate(kept)
+    painted = {(split, decoding): few(40 * i + 20 * j, 4 - i) for i, split in enumerate(kept)
                for j, decoding in enumerate(("sampled", "greedy"))}
     examples.save(run, kept, painted)
     assert examples.load(cell, "test", tmp_path) is None  # the evaluation has not finished

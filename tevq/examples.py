@@ -57,7 +57,8 @@ def save(run: Run, found: dict[str, dict[str, Any]], painted: dict[tuple[str, st
     tree = {"rows": rows, "splits": found}
     write_atomically(run.folder / RECORD, gzip.compress(json.dumps(tree).encode(), mtime=0))
     if rows:
-        sheet = np.concatenate([_row(painted[row].images) for row in rows])
+        widest = max(len(part.images) for part in painted.values())
+        sheet = np.concatenate([_row(painted[row].images, widest) for row in rows])
         write_atomically(run.folder / PICTURES, _png(sheet))
 
 
@@ -91,9 +92,10 @@ def _read(run: Run) -> dict[str, Any] | None:
     return json.loads(gzip.decompress(path.read_bytes())) if run.done and path.exists() else None
 
 
-def _row(images: torch.Tensor) -> np.ndarray:
-    """Images (n, 3, h, w) in [-1, 1] side by side: (h, n * w, 3), uint8."""
+def _row(images: torch.Tensor, widest: int) -> np.ndarray:
+    """Images (n, 3, h, w) in [-1, 1] side by side, then black: (h, widest * w, 3), uint8."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels = torch.cat((pixels, pixels.new_zeros(widest - len(pixels), *pixels.shape[1:])))
     return pixels.permute(2, 0, 3, 1).flatten(1, 2).numpy()
 
 
