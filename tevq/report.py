@@ -9,14 +9,21 @@ import json
 
 import pandas as pd
 
-from tevq import bench, cost, machine, tables, torture, views
+from tevq import bench, claims, cost, machine, plots_discussion, tables, torture, views
 from tevq.atomic import write_atomically
 from tevq.runs import open_run
 from tevq.settings import SettingsError
 from tevq.study import Study, choose
 
 PRESET = "laptop"
+NAMES = ("table1", "table2", "table3", "equivariance", "stride")
 README = machine.ROOT / "README.md"
+TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
+STRIDES = "At another stride: means over Quad1–4, held-out combinations"
+PICTURES = {
+    "results/laptop/figures/05_table1.png": "Table 1 as a figure, beside the paper's numbers",
+    "results/laptop/figures/05_text_to_image_greedy.png": "Images painted from held-out captions",
+}
 MARKS = {part: (f"<!-- {part}: made by `python -m tevq.report`, do not edit -->\n",
                 f"<!-- end of {part} -->") for part in ("results", "promises", "scaling", "speed")}
 
@@ -29,31 +36,72 @@ def published_study(preset: str = PRESET) -> Study:
 
 
 def block(study: Study) -> str:
-    """Markdown of the main results of a study."""
-    built = {name: tables.read(study, name)
-             for name in ("table1", "table3", "equivariance", "stride")}
-    table1, table3, measures, stride = built.values()
-    parts = [
-        f"*{views.caption(study, table1)}.*",
-        "**Table 1, text→image**: digit accuracy on combinations never seen in training",
-        markdown(views.accuracy(table1, "t2i")),
-        "The same on combinations that training shows (`test_seen`)",
-        markdown(views.accuracy(table1, "t2i", split="test_seen")),
-        "The same generators with the most probable code every time (greedy): all metrics, means "
-        "of Quad1–4",
-        markdown(views.metrics(table1, "t2i", "greedy")),
-        "**Table 1, image→text**: digit accuracy by the official rule, sampled captions",
-        markdown(views.accuracy(table1, "i2t")),
-        "**Table 3**: codes used at least once, and what reconstructions lose",
-        markdown(views.reconstruction(table3)),
-        "**Equivariance**: agreement of codes beyond chance (kappa) when an item moves or its "
-        "surroundings change",
-        markdown(views.equivariance(measures)),
-    ]
-    if (stride.state == "done").any():
-        parts += ["**At another stride**: means over Quad1–4, held-out combinations",
-                  markdown(views.strides(built))]
+    """Markdown of the main results of a study: in short, the claims, why, and every table."""
+    built = {name: tables.read(study, name) for name in NAMES}
+    every = claims.all_claims(built)
+    parts = [f"*{views.caption(study, built['table1'])}.*",
+             "Digit accuracies on combinations never seen in training, means of Quad1–4:",
+             markdown(views.overview(built)),
+             *(f"![{title}]({path})" for path, title in PICTURES.items()),
+             "**Which claims of the paper hold here?** Differences; "
+             "[06](results/laptop/notebooks/06_discussion.ipynb) explains the verdicts.",
+             markdown(claims.verdicts(every).set_index("claim")),
+             primary(study, built), *why(study)]
+    parts += [f"<details>\n<summary>{title}</summary>\n\n{markdown(view)}\n\n</details>"
+              for title, view in details(built).items()]
     return "\n\n".join(parts) + "\n"
+
+
+def primary(study: Study, built: dict[str, pd.DataFrame]) -> str:
+    """The one comparison that was chosen before looking, with both intervals."""
+    claim = claims.primary(built["table1"])
+    if claim.estimate is None:
+        return "The primary comparison, text→image of te − sc, has no runs yet."
+    return (f"The primary comparison, chosen before looking, is the first row: "
+            f"{claim.estimate:+.3f} over {len(claim.values)} seeds; Student's interval over seeds "
+            f"{claims.text(claim.interval)}, hierarchical bootstrap over seeds and scenes "
+            f"{claims.text(claims.bootstrap(study))}.")
+
+
+def why(study: Study) -> list[str]:
+    """Is te more equivariant, or only coarser? sc with its codes merged to te's number answers."""
+    equal = plots_discussion.at_equal_size(plots_discussion.vocabularies(study))
+    if equal.empty:
+        return []
+    heads = {"baseline": "sc", "merged": "sc, merged", "ours": "te"}
+    means = equal.groupby("measure", sort=False)[list(heads)].mean().rename(columns=heads)
+    means["of the gain, beyond size"] = (means["te"] - means["sc, merged"]) / (means.te - means.sc)
+    means = means.map("{:.3f}".format).assign(**{means.columns[-1]: means.iloc[:, -1].map(
+        "{:.0%}".format)})
+    return ["**Better codes, or only fewer?** A coarser quantizer agrees with itself more often. "
+            "Kappa on foreground cells of sc, of sc with neighbouring codes merged after training "
+            "until it has as few as te, and of te:", markdown(means)]
+
+
+def details(built: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Every table by its title; those of which nothing has run are left out."""
+    table1 = built["table1"]
+    found = {
+        "Table 1, text→image: digit accuracy on combinations never seen in training":
+            views.accuracy(table1, "t2i"),
+        "Table 1, text→image, on combinations that training shows (test_seen)":
+            views.accuracy(table1, "t2i", split="test_seen"),
+        "Text→image with the most probable code every time (greedy): all metrics, means of "
+        "Quad1–4": views.metrics(table1, "t2i", "greedy"),
+        "Table 1, image→text: digit accuracy by the official rule, sampled captions":
+            views.accuracy(table1, "i2t"),
+        TABLE2: views.sample_efficiency(built["table2"]),
+        "Table 3: codes used at least once, and what reconstructions lose":
+            views.reconstruction(built["table3"]),
+        "Equivariance: agreement of codes beyond chance (kappa) when an item moves or its "
+        "surroundings change": views.equivariance(built["equivariance"]),
+        STRIDES: views.strides(built),
+    }
+    if not (tables.select(built["table2"], size="third").state == "done").any():
+        found.pop(TABLE2)
+    if not (built["stride"].state == "done").any():
+        found.pop(STRIDES)
+    return found
 
 
 def markdown(view: pd.DataFrame) -> str:

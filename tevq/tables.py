@@ -94,14 +94,27 @@ def build(study: Study) -> dict[str, pd.DataFrame]:
         "table2": _frame(row for c in compared if c.kind == "evaluation" for row in _accuracy(c)
                          if (row["task"], row["decoding"], row["metric"])
                          == ("t2i", *AS_PUBLISHED["t2i"])),
-        "table3": _frame(row for c in compared if c.kind == "quantizer"
-                         for row in _reconstruction(c)),
+        "table3": _frame(row for c in every if c.kind == "quantizer" for row in _reconstruction(c)),
         "equivariance": _frame(row for c in every if c.kind == "quantizer"
                                for row in _equivariance(c)),
         "stride": _frame(row for c in coarse for row in (
             _accuracy(c) if c.kind == "evaluation" else
             [*_accuracy(c), *_reconstruction(c), *_equivariance(c)])),
     }
+
+
+def state(study: Study) -> pd.DataFrame:
+    """Every cell of the study: evaluated, ready for it, or which notebook to run first."""
+    rows = []
+    for cell in cells(study):
+        done, lacks = cell.run().done, cell.lacks()
+        s = cell.settings
+        rows.append({
+            "variant": s.variant, "seed": s.seed, "source": s.data.source, "run": cell.kind,
+            "scenes": cell.size, "stride": s.stage1.stride,
+            "state": "evaluated" if done else f"missing: run {lacks}" if lacks else "ready",
+        })
+    return pd.DataFrame(rows)
 
 
 def write(study: Study, tables: dict[str, pd.DataFrame]) -> list[Path]:

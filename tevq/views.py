@@ -77,7 +77,7 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
     for variant in ours.index.unique("variant"):
         values = ours.loc[variant]
         lines[variant, "ours"] = [spread(values[c]) for c in ours]
-        if len(values) > 1:
+        if _several(values):
             lines[variant, "each seed"] = [each(values[c]) for c in ours]
         own = select(theirs, variant=variant, task=task)
         if comparable:
@@ -95,12 +95,11 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
 
 def metrics(table: pd.DataFrame, task: str, decoding: str) -> pd.DataFrame:
     """Every metric of one task on both splits: mean over Quad1-4, rows (variant, split)."""
-    rows = select(table, task=task, decoding=decoding)
+    rows = select(table[table.case.isin(QUADS)], task=task, decoding=decoding)
     names, lines = list(dict.fromkeys(rows.metric)), {}
     for variant in dict.fromkeys(rows.variant):
         for split, text in (("test", "held out"), ("test_seen", "seen")):
             part = select(rows, variant=variant, split=split)
-            part = part[part.case.isin(QUADS)]
             lines[variant, text] = [
                 spread(select(part, metric=m).groupby("seed").value.apply(
                     lambda values: values.mean(skipna=False))) for m in names]
@@ -116,7 +115,7 @@ def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
         paper = [select(theirs, variant=variant, size=size) for size in rows]
         drop = [float(rows.value.iloc[0]) for rows in paper]
         lines[variant, "ours"] = [spread(full), spread(third), spread(full - third)]
-        if len(full) > 1:
+        if _several(pd.concat([full, third], axis=1)):
             lines[variant, "each seed"] = [each(full), each(third), each(full - third)]
         lines[variant, "paper"] = [*map(published_text, paper), f"{drop[0] - drop[1]:.3f}"]
         lines[variant, "ours − paper"] = [
@@ -131,7 +130,7 @@ def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Table 3: codes used, perplexity, L1 and perceptual distance per source and variant.
 
     The perceptual distances compare only when ours is LPIPS-VGG like the paper's. Items that the
-    paper did not use stand beside its MNIST numbers.
+    paper did not use stand beside its MNIST numbers; of mb, mp and cb it prints none.
     """
     theirs, lines = published(3), {}
     for (source, variant), rows in select(table, split=split).groupby(["source", "variant"],
@@ -140,9 +139,11 @@ def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
         same = source if source in set(theirs.source) else "mnist"
         paper = {m: select(theirs, source=same, variant=variant, metric=m) for m in _DIGITS}
         lines[source, variant, "ours"] = [spread(ours[m], _DIGITS[m]) for m in _DIGITS]
-        if rows.seed.nunique() > 1:
+        if rows.dropna(subset="value").seed.nunique() > 1:
             lines[source, variant, "each seed"] = [each(ours[m], _DIGITS[m]) for m in _DIGITS]
         name = "paper" if same == source else f"paper, {same}"
+        if paper["l1"].empty:
+            continue
         lines[source, variant, name] = [published_text(paper[m], _DIGITS[m]) for m in _DIGITS]
         lpips = set(rows.perceptual) == {"lpips-vgg"}
         lines[source, variant, "ours − paper"] = [
@@ -164,7 +165,7 @@ def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
     return _table(lines, [f"{case}, {kind}" for kind in CELLS for case in MEASURES])
 
 
-_STRIDES = {  # what Table 4 compares
+_OVERVIEW = {  # the numbers that say most about a variant
     "text→image": {"task": "t2i", "decoding": "sampled", "metric": "digit"},
     "text→image, greedy": {"task": "t2i", "decoding": "greedy", "metric": "digit"},
     "image→text": {"task": "i2t", "decoding": "sampled", "metric": "official_digit"},
@@ -176,6 +177,14 @@ _STRIDES = {  # what Table 4 compares
 }
 
 
+def overview(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per variant: accuracies (means over Quad1-4, held out), codes, equivariance."""
+    every = _usual(built, built["table1"].source.iloc[0])
+    lines = {(variant,): [spread(values, digits) for values, digits in _means(rows)]
+             for variant, rows in every.groupby("variant", sort=False)}
+    return _table(lines, list(_OVERVIEW))
+
+
 def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Table 4: sc and te at both strides. Accuracies are means over Quad1-4, held out.
 
@@ -184,21 +193,34 @@ def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     other = built["stride"]
     if other.empty:
-        return _table({}, list(_STRIDES), "stride")
-    usual = pd.concat([built[name] for name in ("table1", "table3", "equivariance")])
-    usual = usual[(usual.source == other.source.iloc[0]) & usual.variant.isin(other.variant)]
-    every, lines = pd.concat([usual, other]), {}
-    every = every[(every.split == "test") | (every.task == "measure")]
-    every = every[every.case != "center"]
+        return _table({}, list(_OVERVIEW), "stride")
+    usual = _usual(built, other.source.iloc[0])
+    every, lines = pd.concat([usual[usual.variant.isin(other.variant)], other]), {}
     for (stride, variant), rows in every.groupby(["stride", "variant"]):
-        values = {head: select(rows, **where).groupby("seed").value.apply(
-            lambda found: found.mean(skipna=False)) for head, where in _STRIDES.items()}
-        digits = [1 if head == "codes used" else 3 for head in values]
-        key = (str(stride), variant)
-        lines[(*key, "ours")] = list(map(spread, values.values(), digits))
-        if rows.seed.nunique() > 1:
-            lines[(*key, "each seed")] = list(map(each, values.values(), digits))
-    return _table(lines, list(_STRIDES), "stride")
+        key, means = (str(stride), variant), _means(rows)
+        lines[(*key, "ours")] = [spread(values, digits) for values, digits in means]
+        if _several(pd.concat([values for values, _ in means], axis=1)):
+            lines[(*key, "each seed")] = [each(values, digits) for values, digits in means]
+    return _table(lines, list(_OVERVIEW), "stride")
+
+
+def _usual(built: dict[str, pd.DataFrame], source: str) -> pd.DataFrame:
+    """Tables 1, 3 and equivariance in one, of one source."""
+    every = pd.concat([built[name] for name in ("table1", "table3", "equivariance")])
+    return select(every, source=source)
+
+
+def _means(rows: pd.DataFrame) -> list[tuple[pd.Series, int]]:
+    """For each head of the overview: its value by seed (mean over cases), and digits to show."""
+    rows = rows[((rows.split == "test") | (rows.task == "measure")) & (rows.case != "center")]
+    return [(select(rows, **where).groupby("seed").value.apply(
+        lambda found: found.mean(skipna=False)), _DIGITS.get(where["metric"], 3))
+        for where in _OVERVIEW.values()]
+
+
+def _several(values: pd.DataFrame) -> bool:
+    """Whether more than one seed (row) has a value: the mean of one says all that there is."""
+    return values.notna().any(axis=1).sum() > 1
 
 
 def caption(study: Study, table: pd.DataFrame) -> str:
@@ -208,14 +230,13 @@ def caption(study: Study, table: pd.DataFrame) -> str:
     if study.preset != "paper" or study.overrides:
         parts.append("scaled down: " + ", ".join((
             f"{s.data.train:,} of the paper's {full.data.train:,} training scenes",
-            f"{_images(s.stage1):,} of {_images(full.stage1):,} "
-            "Stage-1 images",
+            f"{_images(s.stage1):,} of {_images(full.stage1):,} Stage-1 images",
             f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
             "Stage-2 sequences")))
     changed = [f"{name} = {value}" for name, value in study.overrides.items()]
-    parts += [_few(changed)] if changed else []
     seeds = ", ".join(map(str, study.seeds))
-    parts.append(f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}")
+    parts += [_few(changed)] if changed else []
+    parts += [f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}"]
     known = table.dropna(subset="classifier_accuracy").drop_duplicates("source")
     parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
               for row in known.itertuples()]
@@ -276,17 +297,3 @@ def _table(lines: dict[tuple[str, ...], list[str]], heads: list[str], first: str
     names = [first, "variant", "of"] if lines and len(next(iter(lines))) == 3 else None
     index = pd.MultiIndex.from_tuples(lines, names=names) if lines else None
     return pd.DataFrame(list(lines.values()), index=index, columns=heads)
-
-
-def state(study: Study) -> pd.DataFrame:
-    """Every cell of the study: evaluated, ready for it, or which notebook to run first."""
-    rows = []
-    for cell in tables.cells(study):
-        done, lacks = cell.run().done, cell.lacks()
-        s = cell.settings
-        rows.append({
-            "variant": s.variant, "seed": s.seed, "source": s.data.source, "run": cell.kind,
-            "scenes": cell.size, "stride": s.stage1.stride,
-            "state": "evaluated" if done else f"missing: run {lacks}" if lacks else "ready",
-        })
-    return pd.DataFrame(rows)
