@@ -2,6 +2,7 @@
 
 import re
 
+import fake_runs
 import pandas as pd
 import pytest
 import torch
@@ -69,3 +70,35 @@ def test_captions_name_trainings_in_another_precision(tmp_path):
     run.finish({})
     assert views.caption(small, table).endswith(
         "; trained in float32 instead of bfloat16: digits-te-s1")
+
+
+def test_results_in_short_with_and_without_runs(tmp_path):
+    """Planted faults: tables of nothing shown, or those of something left out."""
+    for name, done in (("none", False), ("all", True)):
+        study = choose("laptop", "sc,te", "0,1", results=str(tmp_path / name))
+        if done:
+            fake_runs.finish(study)
+        built = tables.build(study)
+        tables.write(study, built)
+        text = report.block(study)
+        assert (f"<summary>{report.TABLE2}</summary>" in text) == done
+        assert (f"<summary>{report.STRIDES}</summary>" in text) == done
+        assert ("Student's interval" in text) == done
+        assert ("has no runs yet" in text) != done
+        assert text.count("<details>") == text.count("</details>") == (8 if done else 6)
+        view = views.overview(built)
+        assert list(view.index) == [("sc",), ("te",)]
+        if done:
+            usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
+            assert view.loc[("te",), "text→image"] == usual
+            assert view.loc[("te",), "codes used"] == "20 (0)"
+        else:
+            assert (view == views.MISSING).all(axis=None)
+
+
+def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
+    rows = [{"seed": s, "measure": "grid", "codes": 20, "baseline": 0.5, "merged": 0.7, "ours": o}
+            for s, o in ((0, 0.9), (1, 0.7))]
+    monkeypatch.setattr(report.plots_discussion, "at_equal_size", lambda found: pd.DataFrame(rows))
+    study = choose("smoke", "sc,te", "0")
+    assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in report.why(study)[1]
