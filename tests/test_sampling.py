@@ -4,9 +4,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from tevq.layers import Linear
 from tevq.sampling import choose, generate_captions, generate_images, uniform
 from tevq.settings import SettingsError
-from tevq.transformer import Linear, Transformer
+from tevq.transformer import Transformer
 
 V, K, L, GRID = 11, 7, 8, 4
 
