@@ -25,11 +25,11 @@ def test_verdict(values, interval, seen, verdict, certainty):
     assert claim.verdict == verdict and certainty in claim.certainty
 
 
-def test_a_generator_that_still_learns_is_named():
+def test_a_generator_below_the_mark_is_named():
     claim = Claim("x", "4.1", (0.3,), 0.1, None, {"sc t2i": 0.57, "te t2i": 0.95})
     assert claim.verdict == "same direction"
-    assert claim.note == "one seed: no interval; still learning (seen Quad2–4): sc t2i 0.57"
-    assert Claim("x", "4.1", (), 0.1, None, {"sc t2i": 0.57}).note == ""
+    assert claim.note == "one seed: no interval; below 0.9 on seen Quad2–4: sc t2i 0.570"
+    assert Claim("x", "4.1", (), 0.1, None, {"sc t2i": 0.57}, detail="of nothing").note == ""
 
 
 def test_verdict_of_a_negative_and_of_a_limited_claim():

@@ -228,7 +228,16 @@ def test_claims_by_a_second_route(built):
     below = every["image→text below text→image (mean over sc, te)"]  # cb lacks a seed
     assert below.paper == pytest.approx(np.mean([0.79225 - 0.65375, 0.9005 - 0.67825]))
     assert len(below.values) == 2
-    assert "text→image: te above the best of mb, mp, cb (cb, without mb, without mp)" in every
+    gaps = [float(part.split()[1]) for part in below.detail.split(", ")]
+    assert np.mean(gaps) == pytest.approx(below.estimate, abs=1e-3)
+    rival = every["text→image: te above the best of mb, mp, cb (cb, without mb, without mp)"]
+    assert rival.detail.startswith(f"te {means['te', 0]:.3f}, cb 0.")
+    assert rival.detail.endswith(" on seed 0") and rival.detail in rival.note
+    control = claims.primary(built["table1"], split="test_seen")
+    seen = tables.select(built["table1"], task="t2i", split="test_seen", metric="digit",
+                         decoding="sampled", seed=1)
+    seen = seen[seen.case != "center"].groupby("variant").value.mean()
+    assert control.values[1] == pytest.approx(seen["te"] - seen["sc"])
     third = next(claim for text, claim in every.items() if "third" in text)
     assert third.verdict == "missing" and third.paper == pytest.approx(0.061)
     kappa = next(claim for text, claim in every.items() if "subgrid" in text)

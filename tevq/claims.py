@@ -1,15 +1,11 @@
-"""The paper's claims and two of ours, each with estimate, interval, the paper's, and a verdict.
+"""The paper's claims and two of ours: what each compares, in our tables and in the paper's.
 
-Verdicts: `inside the paper's interval` (our estimate has the paper's sign and lies in its 95 %
-interval), `same direction` (the paper's sign only), `not supported` (the other sign),
-`undecided` (a generator has not passed its binding transition, so its end point says nothing),
-`missing` (no runs). An interval of ours needs two seeds or more.
+`verdicts.Claim` says how a claim is judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,74 +14,13 @@ from tevq import stats, tables
 from tevq.stats import Group, Interval, contrast, t_interval
 from tevq.study import Study
 from tevq.tables import AS_PUBLISHED, QUADS, by_case, published, select
+from tevq.verdicts import Claim, text
 
 BASELINES = ("mb", "mp", "cb")
-LEARNED = 0.5  # seen digit accuracy, Quad2-4, past the binding transition (chance is 0.1)
-SETTLED = 0.9  # below it a generator is still learning, and end points still move
 # what a generator must have learned: images by the number that is compared, captions greedily,
 # because one unlucky word says little about learning
 SEEN = {"t2i": ("sampled", "digit"), "i2t": ("greedy", "digit")}
 TITLES = {"t2i": "text→image", "i2t": "image→text"}
-
-
-class Claim(NamedTuple):
-    """One claim. Numbers are differences unless the text says otherwise."""
-
-    text: str
-    section: str
-    values: tuple[float, ...]  # ours, one per seed
-    paper: float | None  # None: the paper prints no number
-    paper_interval: Interval | None
-    seen: Mapping[str, float] = {}  # generators compared -> seen accuracy, Quad2-4, worst seed
-    sign: int = 1  # direction of the claim
-    limit: float | None = None  # the claim holds up to here, whatever the sign
-
-    @property
-    def estimate(self) -> float | None:
-        """Mean over seeds."""
-        return float(np.mean(self.values)) if self.values else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """t-interval over seeds; None for fewer than two."""
-        return t_interval(self.values)
-
-    @property
-    def verdict(self) -> str:
-        if not self.values:
-            return "missing"
-        if min(self.seen.values(), default=1.0) < LEARNED:
-            return "undecided"
-        if self.limit is not None:
-            return "same direction" if self.estimate <= self.limit else "not supported"
-        if self.estimate * self.sign <= 0:
-            return "not supported"
-        if self.paper_interval is not None and self.estimate in self.paper_interval:
-            return "inside the paper's interval"
-        return "same direction"
-
-    @property
-    def certainty(self) -> str:
-        """What the interval adds to the verdict."""
-        if not self.values:
-            return ""
-        if self.interval is None:
-            return "one seed: no interval"
-        if self.limit is not None:
-            return f"limit {self.limit:.3f}, interval {text(self.interval)}"
-        return "interval includes 0" if 0.0 in self.interval else "interval excludes 0"
-
-
-    @property
-    def learning(self) -> str:
-        """Which generators have not settled, by what they do on seen combinations."""
-        low = [f"{name} {value:.2f}" for name, value in self.seen.items() if value < SETTLED]
-        return f"still learning (seen Quad2–4): {', '.join(low)}" if self.values and low else ""
-
-    @property
-    def note(self) -> str:
-        """How far the verdict can be trusted."""
-        return "; ".join(filter(None, (self.certainty, self.learning)))
 
 
 def all_claims(built: dict[str, pd.DataFrame]) -> list[Claim]:
@@ -97,15 +32,15 @@ def all_claims(built: dict[str, pd.DataFrame]) -> list[Claim]:
             *_stride(built["stride"])]
 
 
-def primary(table1: pd.DataFrame, task: str = "t2i") -> Claim:
-    """te - sc, mean digit accuracy over Quad1-4 on held-out combinations.
+def primary(table1: pd.DataFrame, task: str = "t2i", split: str = "test") -> Claim:
+    """te - sc, mean digit accuracy over Quad1-4; `test` is held-out combinations.
 
     Text->image is the one primary comparison of the study, chosen before looking. The paper's
     interval uses the mean of its four SDs, which the SD of the mean cannot exceed.
     """
     parts = [(1.0, _published(task, "te")), (-1.0, _published(task, "sc"))]
     return Claim(f"{TITLES[task]}: te above sc, mean of Quad1–4", "4.1" if task == "t2i" else "4.2",
-                 _paired(table1, task, "te", "sc"), *contrast(parts),
+                 _paired(table1, task, "te", "sc", split=split), *contrast(parts),
                  _seen(table1, task, ("sc", "te")))
 
 
@@ -144,18 +79,14 @@ def bootstrap(study: Study, task: str = "t2i", split: str = "test") -> Interval 
     return stats.bootstrap_difference(sc, te, case[quad])
 
 
-def text(interval: Interval | None, digits: int = 3) -> str:
-    """[low, high], or a dash."""
-    return "–" if interval is None else f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
-
-
 def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
     """One row per claim, as text."""
     return pd.DataFrame([{
         "claim": c.text, "section": c.section,
-        "ours": "–" if c.estimate is None else f"{c.estimate:+.3f}",
-        "our interval": text(c.interval), "paper": "no number" if c.paper is None
-        else f"{c.paper:+.3f}", "paper's interval": text(c.paper_interval),
+        "ours": "–" if c.estimate is None else f"{c.estimate:+.{c.digits}f}",
+        "our interval": text(c.interval, c.digits),
+        "paper": "no number" if c.paper is None else f"{c.paper:+.{c.digits}f}",
+        "paper's interval": text(c.paper_interval, c.digits),
         "verdict": c.verdict, "note": c.note}
         for c in claims])
 
@@ -172,7 +103,8 @@ def _generation(table1: pd.DataFrame) -> list[Claim]:
             f"{TITLES[task]}: te above the best of mb, mp, cb" + (f" ({which})" if which else ""),
             "4.1" if task == "t2i" else "4.2",
             _paired(table1, task, "te", rival) if rival else (), *contrast(parts),
-            _seen(table1, task, (rival, "te"))))
+            _seen(table1, task, (rival, "te")),
+            detail=_beside(table1, task, rival) if rival else ""))
     return [*found, _smaller_gain(table1), _below(table1)]
 
 
@@ -182,7 +114,8 @@ def _smaller_gain(table1: pd.DataFrame) -> Claim:
         ("t2i", "te", 1.0), ("t2i", "sc", -1.0), ("i2t", "te", -1.0), ("i2t", "sc", 1.0))]
     return Claim("the gain of te over sc is larger in text→image than in image→text", "4.2",
                  tuple((gains[0] - gains[1]).dropna()), *contrast(parts),
-                 _seen(table1, "t2i", ("sc", "te")) | _seen(table1, "i2t", ("sc", "te")))
+                 _seen(table1, "t2i", ("sc", "te")) | _seen(table1, "i2t", ("sc", "te")),
+                 detail=f"gains {gains[0].mean():+.3f} and {gains[1].mean():+.3f}")
 
 
 def _below(table1: pd.DataFrame) -> Claim:
@@ -197,7 +130,8 @@ def _below(table1: pd.DataFrame) -> Claim:
     values = pd.DataFrame(gaps).dropna().mean(axis=1) if gaps else ()
     seen = [_seen(table1, task, variants) for task in AS_PUBLISHED]
     return Claim(f"image→text below text→image (mean over {', '.join(variants)})", "4.2",
-                 tuple(values), *contrast(parts), seen[0] | seen[1])
+                 tuple(values), *contrast(parts), seen[0] | seen[1], detail=", ".join(
+                     f"{variant} {gap.mean():+.3f}" for variant, gap in gaps.items()))
 
 
 def _efficiency(table2: pd.DataFrame, table1: pd.DataFrame) -> Claim:
@@ -225,7 +159,8 @@ def _codes(table3: pd.DataFrame) -> list[Claim]:
         codes, l1 = (_by_variant(rows, metric) for metric in ("codes_used", "l1"))
         found.append(Claim(f"{source}: te uses fewer codes than sc", "5",
                            tuple((codes["te"] - codes["sc"]).dropna()),
-                           theirs["codes_used", "te"] - theirs["codes_used", "sc"], None, sign=-1))
+                           theirs["codes_used", "te"] - theirs["codes_used", "sc"], None, sign=-1,
+                           digits=1))
         found.append(Claim(
             f"{source}: te costs little fidelity: extra L1 at most {marginal:.1%} of sc's",
             "5", tuple((l1["te"] / l1["sc"] - 1).dropna()),
@@ -259,10 +194,11 @@ def _by_variant(rows: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
         columns=["sc", "te"])
 
 
-def _scores(table1: pd.DataFrame, task: str, variant: str, case: str = "mean") -> pd.Series:
-    """Accuracy as the paper counts it on held-out combinations, by seed; missing seeds left out."""
+def _scores(table1: pd.DataFrame, task: str, variant: str, case: str = "mean",
+            split: str = "test") -> pd.Series:
+    """Accuracy as the paper counts it, by seed; missing seeds left out."""
     decoding, metric = AS_PUBLISHED[task]
-    matrix = by_case(table1, task=task, split="test", decoding=decoding, metric=metric)
+    matrix = by_case(table1, task=task, split=split, decoding=decoding, metric=metric)
     return _seeds(matrix, variant, case)
 
 
@@ -272,11 +208,18 @@ def _seeds(matrix: pd.DataFrame, variant: str, column: str) -> pd.Series:
     return matrix.loc[variant][column].dropna()
 
 
-def _paired(table1: pd.DataFrame, task: str, a: str, b: str, case: str = "mean"
-            ) -> tuple[float, ...]:
+def _paired(table1: pd.DataFrame, task: str, a: str, b: str, case: str = "mean",
+            split: str = "test") -> tuple[float, ...]:
     """a - b for every seed that both have."""
-    both = _scores(table1, task, a, case) - _scores(table1, task, b, case)
+    both = _scores(table1, task, a, case, split) - _scores(table1, task, b, case, split)
     return tuple(both.dropna())
+
+
+def _beside(table1: pd.DataFrame, task: str, rival: str) -> str:
+    """What te and a rival reach on the seeds that both have, and which these are."""
+    both = pd.DataFrame({v: _scores(table1, task, v) for v in ("te", rival)}).dropna()
+    return (f"te {both.te.mean():.3f}, {rival} {both[rival].mean():.3f} on seed"
+            f"{'s' * (len(both) > 1)} {', '.join(map(str, both.index))}")
 
 
 def _seen(table1: pd.DataFrame, task: str, variants: Sequence[str]) -> dict[str, float]:
