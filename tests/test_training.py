@@ -187,6 +187,25 @@ def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkey
     load_tree(next((open_run(s, "stage1", trained).folder / "state").glob("codes-train-*")))
 
 
+def test_of_a_third_of_the_scenes_only_a_third_is_encoded(trained, monkeypatch):
+    """Planted fault: a part kept under the name of the whole."""
+    whole, third = tiny(), tiny(**{"stage2.fraction": 1 / 3})
+    found = judge.Judge.load(whole, trained)
+    codes = stage2.encoded_split(whole, "train", found, trained)
+    kept, = (open_run(whole, "stage1", trained).folder / "state").glob("codes-train-*")
+    content = kept.read_bytes()
+    kept.unlink()
+    part = stage2.encoded_split(third, "train", found, trained)
+    assert len(part) == 20 and torch.equal(part, codes[:20])
+    only, = kept.parent.glob("codes-train-*")
+    assert only.name.split(".")[0].endswith("-20")
+    kept.write_bytes(content)
+    only.unlink()
+    monkeypatch.setattr(stage2, "encode_scenes", None)  # not called: the whole is cut
+    assert torch.equal(stage2.encoded_split(third, "train", found, trained), codes[:20])
+    assert len(stage2.encoded_split(whole, "train", found, trained)) == 60
+
+
 def test_learning_curve_has_both_splits_and_all_cases(trained):
     rows = open_run(tiny(), "stage2", trained).metrics()
     for split in ("val", "val_seen"):

@@ -59,18 +59,25 @@ def load(settings: Settings, judge: Judge, results=None) -> Transformer:
 
 
 def encoded_split(settings: Settings, split: str, judge: Judge, results=None) -> torch.Tensor:
-    """Codes (N, h, w) of a whole split, encoded once and kept beside the weights that gave them."""
+    """Codes (N, h, w) of a split, encoded once and kept beside the weights that gave them.
+
+    Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
+    """
     run = open_run(settings, "stage1", results)
     folder = run.folder / "state"
-    stem = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
-    for path in folder.glob(f"{stem}.*.safetensors"):
+    whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
+    stem, count = whole, 0  # 0: all
+    if split == "train" and settings.stage2.fraction < 1:
+        count = max(1, round(settings.data.train * settings.stage2.fraction))
+        stem = f"{whole}-{count}"
+    for path in (path for name in (whole, stem) for path in folder.glob(f"{name}.*.safetensors")):
         try:
-            return load_tree(path)
+            return load_tree(path)[: count or None]
         except (DamagedFileError, OSError) as error:
             print(f"{error}; encoding the scenes again")
             path.unlink(missing_ok=True)
     began = time.monotonic()
-    scenes, items = split_of(settings, split)
+    scenes, items = split_of(settings, split, count)
     codes = encode_scenes(judge.quantizer, scenes, items, machine.detect(settings.precision))
     seconds = time.monotonic() - began
     print(f"encoded {len(codes):,} scenes of {split} in {seconds:.0f} s")
@@ -86,11 +93,10 @@ class Trainer:
         s = settings.stage2
         self.run, self.settings, self.s, self.where, self.judge = run, settings, s, where, judge
         scenes, _ = split_of(settings, "train")
-        count = max(1, round(len(scenes) * s.fraction))
         codes = encoded_split(settings, "train", judge, results)
-        self.codes = codes[:count].to(where.device)
-        self.captions = torch.from_numpy(scenes.caption[:count]).to(where.device)
-        self.batches = Batches(count, s.batch, settings.seed)
+        self.codes = codes.to(where.device)
+        self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
+        self.batches = Batches(len(codes), s.batch, settings.seed)
         self.share = parallel.own_share(self.batches.batch, "stage2.batch")
         machine.seed_everything(settings.seed)
         self.model = build(settings, judge, where.dtype)
