@@ -184,7 +184,7 @@ def test_accuracy_view(built):
     assert view.loc[("te", "paper"), "Quad1"] == "0.931 (0.033)"
     assert view.loc[("te", "ours − paper"), "Quad1"] == f"{mean - 0.931:+.3f}"
     assert view.loc[("te", "paper"), "center"] == "–"
-    assert view.loc[("cb", "ours"), "Quad1"].endswith(", 1 of 2 seeds")
+    assert view.loc[("cb", "ours"), "Quad1"].endswith(" (n = 1)")
     assert ("cb", "each seed") not in view.index  # one seed: "ours" says it all
     assert view.loc[("te", "each seed"), "Quad1"] == "  ".join(f"{v:.3f}" for v in ours.quad1)
     assert view.loc[("sc", "ceiling: reconstructions"), "Quad1"] == "0.980 (0.000)"
@@ -203,7 +203,7 @@ def test_other_views(study, built):
     kappa = views.equivariance(built["equivariance"])
     assert kappa.loc[("mnist", "te"), "official, all"] == "0.785 (0.007)"
     every = views.metrics(built["table1"], "i2t", "greedy")
-    assert every.loc[("cb", "held out"), "exact"].endswith("1 of 2 seeds")
+    assert every.loc[("cb", "held out"), "exact"].endswith(" (n = 1)")
     text = views.caption(study, built["table1"])
     assert "scaled down" in text and "99.60%" in text and "seeds 0, 1" in text
     html = views.show(views.accuracy(built["table1"], "t2i"), "a caption", "id").to_html()

@@ -1,6 +1,6 @@
 """Wide tables for reading: ours beside the paper's and the difference. See `tables` for the data.
 
-Every entry is a text: `0.931 (0.033)` is mean (SD over seeds), `0.931` one seed, `missing` none.
+Entries: `0.931 (0.033)` is mean (SD over seeds), `0.931 (n = 1)` one seed of many, `missing` none.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _HEADS = {"codes_used": "codes used", "l1": "L1 in [0, 1]", "perceptual": "perce
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """Mean (SD) of the values that are there; says so when some are not."""
-    every = [float(value) for value in values]
+    every = list(map(float, values))
     found = [value for value in every if value == value]
     if not found:
         return MISSING
     mean, sd = mean_sd(found)
-    text = f"{mean:.{digits}f}" + ("" if sd is None else f" ({sd:.{digits}f})")
-    return text + (f", {len(found)} of {len(every)} seeds" if len(found) < len(every) else "")
+    notes = [] if sd is None else [f"{sd:.{digits}f}"]
+    notes += [f"n = {len(found)}"] if len(found) < len(every) else []
+    return f"{mean:.{digits}f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def each(values: Iterable[float], digits: int = 3) -> str:
@@ -112,15 +113,15 @@ def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
     theirs, lines = published(2), {}
     for variant in rows["full"].index.unique("variant"):
         full, third = (rows[size].loc[variant]["quad1"] for size in rows)
+        ours = [full, third, full - third]
         paper = [select(theirs, variant=variant, size=size) for size in rows]
-        drop = [float(rows.value.iloc[0]) for rows in paper]
-        lines[variant, "ours"] = [spread(full), spread(third), spread(full - third)]
-        if _several(pd.concat([full, third], axis=1)):
-            lines[variant, "each seed"] = [each(full), each(third), each(full - third)]
-        lines[variant, "paper"] = [*map(published_text, paper), f"{drop[0] - drop[1]:.3f}"]
-        lines[variant, "ours − paper"] = [
-            difference(values, value) for values, value in
-            ((full, drop[0]), (third, drop[1]), (full - third, drop[0] - drop[1]))]
+        values = [float(rows.value.iloc[0]) for rows in paper]
+        values.append(values[0] - values[1])
+        lines[variant, "ours"] = [*map(spread, ours)]
+        if _several(pd.concat(ours[:2], axis=1)):
+            lines[variant, "each seed"] = [*map(each, ours)]
+        lines[variant, "paper"] = [*map(published_text, paper), f"{values[2]:.3f}"]
+        lines[variant, "ours − paper"] = [*map(difference, ours, values)]
     scenes = {size: select(table, size=size).training_scenes.max() for size in rows}
     return _table(lines, [*(f"{size}: {count:,} scenes" for size, count in scenes.items()),
                           "difference"])
@@ -225,7 +226,7 @@ def _several(values: pd.DataFrame) -> bool:
 
 def caption(study: Study, table: pd.DataFrame) -> str:
     """What stands over every table: preset, size beside the paper's, overrides, classifier."""
-    s, full = study.settings, presets.paper()
+    s, full, seeds = study.settings, presets.paper(), ", ".join(map(str, study.seeds))
     parts = [f"preset {study.preset}"]
     if study.preset != "paper" or study.overrides:
         parts.append("scaled down: " + ", ".join((
@@ -234,9 +235,8 @@ def caption(study: Study, table: pd.DataFrame) -> str:
             f"{s.stage2.steps * s.stage2.batch:,} of {full.stage2.steps * full.stage2.batch:,} "
             "Stage-2 sequences")))
     changed = [f"{name} = {value}" for name, value in study.overrides.items()]
-    seeds = ", ".join(map(str, study.seeds))
-    parts += [_few(changed)] if changed else []
-    parts += [f"mean (SD) over seeds {seeds}" if len(study.seeds) > 1 else f"one seed: {seeds}"]
+    parts += [_few(changed), f"mean (SD) over seeds {seeds}, or over n of them"
+              if len(study.seeds) > 1 else f"one seed: {seeds}"]
     known = table.dropna(subset="classifier_accuracy").drop_duplicates("source")
     parts += [f"classifier right on {row.classifier_accuracy:.2%} of real {row.source} test items"
               for row in known.itertuples()]
