@@ -8,7 +8,7 @@ import fake_runs
 import numpy as np
 import pytest
 
-from tevq import claims, plots_discussion, plots_examples, plots_results, tables, views
+from tevq import claims, plots_discussion, plots_examples, plots_results, stats, tables, views
 from tevq.settings import SettingsError
 from tevq.study import choose
 
@@ -224,6 +224,12 @@ def test_claims_by_a_second_route(built):
              for v in ("sc", "te") for s in (0, 1)}
     assert first.values == pytest.approx([means["te", s] - means["sc", s] for s in (0, 1)])
     assert first.paper == pytest.approx((0.119 + 0.107 + 0.1 + 0.107) / 4)
+    headline = [every[f"{task}: te above sc, Quad1 (the abstract's number)"].paper
+                for task in claims.TITLES.values()]
+    assert headline == pytest.approx([0.119, 0.039])
+    quad1 = every["text→image: te above sc, Quad1 (the abstract's number)"]
+    assert quad1.paper_interval == pytest.approx(
+        stats.contrast([(1, stats.Group(0.931, 0.033)), (-1, stats.Group(0.812, 0.032))])[1])
     assert every["mnist: te uses fewer codes than sc"].values == (-200.0, -201.0)
     below = every["image→text below text→image (mean over sc, te)"]  # cb lacks a seed
     assert below.paper == pytest.approx(np.mean([0.79225 - 0.65375, 0.9005 - 0.67825]))
