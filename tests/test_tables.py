@@ -245,10 +245,26 @@ def test_claims_by_a_second_route(built):
     seen = seen[seen.case != "center"].groupby("variant").value.mean()
     assert control.values[1] == pytest.approx(seen["te"] - seen["sc"])
     third = next(claim for text, claim in every.items() if "third" in text)
-    assert third.verdict == "missing" and third.paper == pytest.approx(0.061)
+    assert third.verdict == "missing" and third.paper == pytest.approx(0.061) and not third.note
     kappa = next(claim for text, claim in every.items() if "subgrid" in text)
     assert kappa.values == pytest.approx((0.22, 0.22)) and kappa.paper is None
     assert len(claims.verdicts(list(every.values()))) == len(every)
+
+
+def test_sample_efficiency_by_a_second_route(tmp_path):
+    """Means of Quad1 and of all quads, and what generators on a third do on seen combinations."""
+    study = choose("laptop", "sc,te", "0", "1,2", "", str(tmp_path))
+    fake_runs.finish(study)
+    table = tables.build(study)["table2"]
+    third = next(c for c in claims.all_claims(tables.build(study)) if "third" in c.text)
+    rows = tables.select(table, split="test")
+    rows = rows[rows.case != "center"].set_index(["variant", "size", "case"]).value
+    drop = rows.xs("full", level="size") - rows.xs("third", level="size")
+    assert third.values == pytest.approx([drop["sc", "quad1"] - drop["te", "quad1"]])
+    means = drop.groupby("variant").mean()
+    assert third.detail == f"mean of Quad1–4: sc {-means.sc:+.3f}, te {-means.te:+.3f}"
+    assert list(third.seen) == ["sc t2i (full)", "te t2i (full)", "sc t2i (third)",
+                                "te t2i (third)"]
 
 
 def test_family_and_bootstrap(study, built):
