@@ -3,15 +3,18 @@
 nbval cannot pass parameters, so it gets copies of the notebooks whose parameters cell holds the
 tiny settings. The tiny study runs first, through the same pipeline as a real one; nbval then runs
 every notebook again over its finished runs, as a reader does who opens it and runs all cells.
+pytest, which mostly waits for processes that start, runs beside these two and is shown last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,14 @@ VARIANTS, SEED = "sc,te", 0
 def main(folder: Path = graph.FOLDER) -> int:
     """Runs all steps, also after a failure. Returns 0 when all passed, else 1."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="tevq-test-") as place:
+    with (tempfile.TemporaryDirectory(prefix="tevq-test-") as place,
+          _beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5") as pytest):
         work = Path(place)
         steps = {
             "ruff": lambda: _python("-m", "ruff", "check", "."),
-            "pytest": lambda: _python("-m", "pytest", "-q", "--durations=5"),
             "tiny study": lambda: _study(work, folder),
             "nbval": lambda: _nbval(work, folder),
+            "pytest": pytest,
         }
         failed = []
         for name, step in steps.items():
@@ -96,3 +100,25 @@ def _python(*words: str) -> bool:
     """Runs this Python in the repository; True when it exits with 0."""
     return subprocess.run([sys.executable, *words], cwd=graph.ROOT,
                           env=execute.environment(0)).returncode == 0
+
+
+@contextlib.contextmanager
+def _beside(log: Path, *words: str) -> Iterator[Callable[[], bool]]:
+    """Runs this Python in the repository, on one thread, while the body runs.
+
+    Yields what waits for its end, prints what it said, and returns True when it exited with 0.
+    """
+    with log.open("w") as said:
+        child = subprocess.Popen([sys.executable, *words], cwd=graph.ROOT, stdout=said,
+                                 stderr=subprocess.STDOUT, env=execute.environment(1))
+
+    def finish() -> bool:
+        code = child.wait()
+        print(log.read_text(), end="", flush=True)
+        return code == 0
+
+    try:
+        yield finish
+    finally:
+        child.terminate()  # after a failure of the body; otherwise it has ended
+        child.wait()
