@@ -12,7 +12,8 @@ from tevq.study import choose
 @pytest.mark.parametrize(
     ("values", "interval", "seen", "verdict", "certainty"),
     [
-        ((0.1, 0.101), Interval(0.05, 0.2), 0.95, "inside the paper's interval", "excludes 0"),
+        ((0.1, 0.101), Interval(0.05, 0.2), 0.95, "inside the paper's interval",
+         "2 seeds: interval excludes 0"),
         ((0.3, 0.31), Interval(0.05, 0.2), 0.95, "same direction", "excludes 0"),
         ((0.3, -0.1), None, 0.95, "same direction", "includes 0"),
         ((-0.02,), Interval(-0.1, 0.2), 0.95, "not supported", "one seed: no interval"),
@@ -37,6 +38,8 @@ def test_verdict_of_a_negative_and_of_a_limited_claim():
     assert Claim("fewer", "5", (3.0,), -238, None, sign=-1).verdict == "not supported"
     assert Claim("little", "5", (0.2,), 0.06, None, limit=0.25).verdict == "same direction"
     assert Claim("little", "5", (0.3,), 0.06, None, limit=0.25).verdict == "not supported"
+    both = Claim("little", "5", (0.1, 0.1), 0.06, None, limit=0.25)
+    assert both.certainty == "2 seeds: limit 0.250, interval [+0.100, +0.100]"
 
 
 def test_generators_that_learned_nothing_are_undecided(tmp_path, monkeypatch):

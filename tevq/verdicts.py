@@ -63,9 +63,10 @@ class Claim(NamedTuple):
         """What the interval adds to the verdict."""
         if self.interval is None:
             return "one seed: no interval" if self.values else ""
+        seeds = f"{len(self.values)} seeds: "
         if self.limit is not None:
-            return f"limit {self.limit:.3f}, interval {text(self.interval)}"
-        return "interval includes 0" if 0.0 in self.interval else "interval excludes 0"
+            return f"{seeds}limit {self.limit:.3f}, interval {text(self.interval)}"
+        return f"{seeds}interval {'includes' if 0.0 in self.interval else 'excludes'} 0"
 
     @property
     def learning(self) -> str:
