@@ -77,7 +77,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
     beacon = tmp_path / "beacon"
     write_notebook(folder, "03_stage1", TRAINING.format(beacon=str(beacon)))
     sets = [f"--set={name}={value}" for name, value in TINY.items()]
-    words = ["--notebooks", "03", "--variants", "sc,te", *sets, "--results"]
+    words = ["--notebooks", "01,03", "--variants", "sc,te", *sets, "--results"]
     there, here = tmp_path / "there", tmp_path / "here"
 
     def kill() -> None:
@@ -89,7 +89,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
     assert main([*words, str(there), "--scheduler", dask], folder) == 0
     killer.join()
     said = capsys.readouterr().out
-    assert "2 Dask workers, none with a GPU" in said and "2 done, 0 unchanged" in said
+    assert "2 Dask workers, none with a GPU" in said and "3 done, 0 unchanged" in said
     assert "going on at step 3 of 6" in (there / "smoke/logs/03_stage1-te-s0.log").read_text()
     assert not list(there.rglob(".cluster-*"))  # the marker is gone
     assert main([*words, str(here), "--jobs", "1"], folder) == 0
@@ -97,7 +97,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
     assert files(there) == files(here)
     capsys.readouterr()
     assert main([*words, str(there), "--scheduler", dask], folder) == 0
-    assert "0 notebooks to run, 2 unchanged" in capsys.readouterr().out
+    assert "0 notebooks to run, 3 unchanged" in capsys.readouterr().out
 
 
 def test_a_stop_ends_the_notebook_on_its_worker(tmp_path, folder, dask):
