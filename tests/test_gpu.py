@@ -5,6 +5,8 @@ would an upload that is not `non_blocking`. The backward pass alone needs a real
 gradient is a new fake tensor.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -94,8 +96,8 @@ def test_stage1_steps(networks, drawn, pretend, monkeypatch):
     with NoWaiting():
         x = scenes.render(found, items, np.arange(BATCH))
         pretend[:] = [learner.model]
-        for step in (0, s.stage1.disc_start):
-            numbers, y, codes = learner.generator_step(x, step)
+        for adversarial in (False, True):
+            numbers, y, codes = learner.generator_step(x, adversarial)
             usage += stage1.count(codes, s.stage1.codes)
             assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
         pretend[:] = [learner.critic]
@@ -109,6 +111,7 @@ def test_stage2_steps(networks, pretend):
     trainer = object.__new__(stage2.Trainer)  # without what reads files
     trainer.s, trainer.where, trainer.model = s.stage2, GPU, generator.to(GPU.device)
     trainer.optimizers = stage2.build_optimizers(generator, s.stage2)
+    trainer.update = partial(stage2.update, generator, trainer.optimizers, s.stage2)
     trainer.batches, trainer.share = Batches(9, BATCH, 0), slice(None)
     trainer.captions = torch.ones(9, 40, dtype=torch.uint8, device=GPU.device)
     trainer.codes = torch.ones(9, GRID, GRID, dtype=torch.uint8, device=GPU.device)

@@ -133,9 +133,9 @@ def test_stage1_learns_a_fixed_batch(tmp_path):
     trainer = stage1.Trainer(run, s, machine.detect("float32"), tmp_path)
     trainer.start_codebook()
     x = trainer.images(0)
-    first = float(trainer.generator_step(x, 0)[0]["l1"].detach())
+    first = float(trainer.generator_step(x)[0]["l1"].detach())
     for _ in range(25):
-        numbers, *_ = trainer.generator_step(x, 0)
+        numbers, *_ = trainer.generator_step(x)
     assert float(numbers["l1"].detach()) < 0.8 * first
 
 
@@ -149,7 +149,7 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
         trainer.start_codebook()
         penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
         for step in range(25):
-            trainer.generator_step(trainer.images(step % 3), step)
+            trainer.generator_step(trainer.images(step % 3))
         penalty.append(float(stage1.orthogonality(trainer.model.quantizer.codebook.detach())))
         found[variant] = penalty
     assert found["sc"][0] == found["te"][0]

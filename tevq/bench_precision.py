@@ -53,7 +53,7 @@ def _stage1(settings: Settings, where: Machine, found, items, steps: int, seed: 
     losses = []
     for step in range(steps):
         x = scenes.render(found, items, _index(step, settings.stage1.batch, seed))
-        numbers, _, _ = learner.generator_step(x.contiguous(memory_format=torch.channels_last), 0)
+        numbers, _, _ = learner.generator_step(x.contiguous(memory_format=torch.channels_last))
         losses.append(numbers["l1"].item())
     return losses
 

@@ -15,6 +15,7 @@ from tevq.classifier import Classifier
 from tevq.losses import Perceptual, feature_distance
 from tevq.machine import Machine
 from tevq.quantizer import Quantizer, orthogonality
+from tevq.replay import Replay
 from tevq.settings import Settings, Stage1
 from tevq.stage1 import Learner
 
@@ -81,12 +82,8 @@ def learner_step(s: Stage1, where: Machine, batch: int,
                  perceptual: Perceptual) -> tuple[Callable[[], None], nn.Module]:
     """Our update (both networks where the discriminator has started) and the model it updates."""
     learner, x = Learner(s, where, perceptual), images(batch, where)
-
-    def step() -> None:
-        _, fake, _ = learner.generator_step(x, 0)
-        if s.disc_weight > 0 and s.disc_start == 0:
-            learner.critic_step(x, fake)
-    return step, learner.model
+    update = Replay(learner.update, where)
+    return lambda: update(x, s.disc_weight > 0 and s.disc_start == 0), learner.model
 
 
 def quantizer(name: str, where: Machine, batch: int = 32, D: int = 256, K: int = 256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from tevq import stage2
 from tevq.bench import OURS, Contender, Work, synchronize
 from tevq.bench_limits import limit
 from tevq.machine import Machine
+from tevq.replay import Replay
 from tevq.sampling import generate_images
 from tevq.settings import Stage2
 from tevq.transformer import Transformer
@@ -64,10 +66,8 @@ def our_step(s: Stage2, length: int, where: Machine,
     """Our update from text to image, and the model it updates."""
     model, data = our_model(s, length, where), batch_of(size, length, where)
     optimizers = stage2.build_optimizers(model, s)
-
-    def step() -> None:
-        stage2.update(model, optimizers, s, *data, "t2i")
-    return step, model
+    update = Replay(partial(stage2.update, model, optimizers, s), where)
+    return lambda: update(*data, "t2i"), model
 
 
 def training_step(name: str, s: Stage2, length: int, where: Machine, size: int, twin: Twin,

@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; for 2-D parameters, all of which must have gradients.
 
     Updates are scaled by sqrt(rows / columns) where that exceeds 1. Weight decay is decoupled.
-    `dtype` is that of the orthogonalisation.
+    `dtype` is that of the orthogonalisation. `lr` may be set to a tensor.
     """
 
     def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95, weight_decay=0.0,
@@ -61,8 +61,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, mix)
         steps = torch.stack(torch._foreach_lerp(gradients, averages, 1 - mix))
         updates = orthogonalise(steps, self.dtype)
+        rate = group["lr"] * scale
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+        if torch.is_tensor(rate):  # of a step that is replayed
+            torch._foreach_sub_(parameters, list((updates * rate).unbind()))
+        else:
+            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)
 
 
 def block_matrices(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

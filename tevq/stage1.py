@@ -11,6 +11,7 @@ from tevq import classifier, losses, machine, parallel, scenes
 from tevq.items import load_items
 from tevq.loop import Batches, Loop
 from tevq.quantizer import codebook_health, orthogonality
+from tevq.replay import Replay, set_rate
 from tevq.runs import Run, built_on, open_run
 from tevq.settings import Settings, SettingsError, Stage1
 from tevq.vqgan import VQGAN
@@ -54,7 +55,8 @@ class Learner:
         self.model = VQGAN(s).to(**to)
         self.critic = losses.PatchDiscriminator(s.disc_channels, s.disc_layers).to(**to)
         self.optimizer, self.critic_optimizer = (
-            torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True)
+            torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True,
+                             capturable=where.device.type == "cuda")
             for net in (self.model, self.critic))
 
     def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
@@ -64,9 +66,16 @@ class Learner:
         # halved for the log: Table 3 counts in [0, 1]
         return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
 
-    def generator_step(self, x: torch.Tensor, step: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    def update(self, x: torch.Tensor, adversarial: bool) -> tuple[dict, torch.Tensor]:
+        """One update of all networks, of the critic once it takes part. Returns numbers, codes."""
+        numbers, fake, codes = self.generator_step(x, adversarial)
+        if adversarial:
+            numbers |= self.critic_step(x, fake)
+        return numbers, codes
+
+    def generator_step(self, x: torch.Tensor, adversarial: bool = False
+                       ) -> tuple[dict, torch.Tensor, torch.Tensor]:
         """One update of encoder, decoder and codebook. Returns numbers, reconstruction, codes."""
-        adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
         with self.where.autocast():
             y, quantized = self.model(x)
             loss, numbers = self.reconstruction_loss(x, y)
@@ -87,6 +96,15 @@ class Learner:
         self.optimizer.step()
         numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
         return numbers, y.detach(), quantized.codes
+
+    def rough_step(self, x: torch.Tensor) -> None:
+        """One update of encoder and decoder without quantization."""
+        with self.where.autocast():
+            y = self.model.decode(self.model.encode(x))
+            loss, _ = self.reconstruction_loss(x, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
     def critic_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
         """One update of the discriminator on real images and their reconstructions."""
@@ -132,6 +150,7 @@ class Trainer(Learner):
         parts = {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
                  "critic_optimizer": self.critic_optimizer, "usage": self.usage}
         loop = self.loop = Loop(self.run, parts, self.s.steps)
+        update = Replay(self.update, self.where)
         if loop.fresh:
             began = time.monotonic()
             if parallel.leader():
@@ -143,13 +162,11 @@ class Trainer(Learner):
         for step in loop:
             for optimizer in (self.optimizer, self.critic_optimizer):
                 for group in optimizer.param_groups:
-                    group["lr"] = self.s.lr * self.rate(step)
+                    set_rate(group, self.s.lr * self.rate(step))
             if step == self.s.disc_start and self.s.disc_weight > 0:
                 print(f"{self.run.name}: step {step:,}, the discriminator starts")
-            x = self.images(step, self.share)
-            numbers, fake, codes = self.generator_step(x, step)
-            if step >= self.s.disc_start and self.s.disc_weight > 0:
-                numbers |= self.critic_step(x, fake)
+            adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
+            numbers, codes = update(self.images(step, self.share), adversarial)
             loop.see(*(numbers[key] for key in WATCHED if key in numbers))
             self.usage.counts += parallel.total(count(codes, self.s.codes))
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
@@ -186,14 +203,9 @@ class Trainer(Learner):
         """
         if self.s.codebook_start == "uniform":
             return
+        rough_step = Replay(self.rough_step, self.where)
         for step in range(self.s.warmup_steps):
-            x = self.images(step)
-            with self.where.autocast():
-                y = self.model.decode(self.model.encode(x))
-                loss, _ = self.reconstruction_loss(x, y)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            rough_step(self.images(step))
             if (step + 1) % 50 == 0:
                 print(f"{self.run.name}: warm-up step {step + 1:,} of {self.s.warmup_steps:,}",
                       flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from tevq.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.judge import Judge, case_values, encode_scenes, split_of
 from tevq.loop import Batches, Loop
 from tevq.muon import Muon, block_matrices
+from tevq.replay import Replay, set_rate
 from tevq.runs import Run, built_on, open_run
 from tevq.settings import Settings, SettingsError, Stage2, digest
 from tevq.transformer import PAD, Transformer
@@ -101,6 +103,7 @@ class Trainer:
         machine.seed_everything(settings.seed)
         self.model = build(settings, judge, where.dtype)
         self.optimizers = build_optimizers(self.model, s)
+        self.update = Replay(partial(update, self.model, self.optimizers, s), where)
         self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
 
     def train(self) -> None:
@@ -113,7 +116,7 @@ class Trainer:
             share = schedule(self.s.schedule, step, self.s.steps, self.s.warmup_steps)
             for name, optimizer in self.optimizers.items():
                 for group, peak in zip(optimizer.param_groups, peaks[name], strict=True):
-                    group["lr"] = peak * share
+                    set_rate(group, peak * share)
             numbers = self.step(step)
             loop.see(numbers["loss"], numbers.pop("gradient_norm"))
             last = step + 1 == self.s.steps
@@ -133,8 +136,7 @@ class Trainer:
         direction = turn(step, self.s)
         index = self.batches[step][self.share].to(self.where.device, non_blocking=True)
         text, codes = self.captions[index].long(), self.codes[index].long()
-        return {"direction": direction} | update(self.model, self.optimizers, self.s, text, codes,
-                                                 direction)
+        return {"direction": direction} | self.update(text, codes, direction)
 
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics."""
@@ -191,11 +193,12 @@ def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: 
 def build_optimizers(model: Transformer, s: Stage2) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything (official), or Muon for the blocks' matrices and Adam for the rest."""
     matrices, rest = block_matrices(model)
+    adam = partial(torch.optim.Adam, lr=s.lr, betas=(0.9, s.beta2), fused=True,
+                   capturable=matrices[0].device.type == "cuda")
     if s.optimizer == "adam":
-        found = {"adam": torch.optim.Adam(matrices + rest, s.lr, (0.9, s.beta2), fused=True)}
+        found = {"adam": adam(matrices + rest)}
     else:
-        found = {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype),
-                 "adam": torch.optim.Adam(rest, s.lr, (0.9, s.beta2), fused=True)}
+        found = {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype), "adam": adam(rest)}
     for optimizer in found.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
