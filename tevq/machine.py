@@ -51,6 +51,7 @@ def detect(precision: str = "auto") -> Machine:
     """The best device, with bfloat16 where its hardware has it (`precision="auto"`)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 to 10 bits there
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
     dtype = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fast) else None
     return Machine(device, dtype or torch.float32)
