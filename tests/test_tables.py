@@ -6,6 +6,7 @@ import json
 
 import fake_runs
 import numpy as np
+import pandas as pd
 import pytest
 
 from tevq import claims, plots_discussion, plots_examples, plots_results, stats, tables, views
@@ -173,6 +174,13 @@ def test_published_numbers():
     assert drops["sc", "full"] - drops["sc", "third"] == pytest.approx(0.073)
     assert drops["te", "full"] - drops["te", "third"] == pytest.approx(0.012)
     assert tables.select(three, metric="codes_used").value.tolist() == [252, 14, 250, 18]
+
+
+def test_each_seed_is_shown_up_to_the_last_that_has_a_value():
+    """Planted fault: a gap left out, so that a value stands at another seed's place."""
+    values = pd.Series([float("nan"), 0.25, float("nan"), 0.5, float("nan"), float("nan")])
+    assert views.each(values, 2) == "missing  0.25  missing  0.50"
+    assert views.each(values[:1]) == ""
 
 
 def test_accuracy_view(built):

@@ -124,14 +124,14 @@ def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
     Raises KeyboardInterrupt after stopping the children.
     """
     began = time.monotonic()
-    cores, gpu = _cores(), _has_gpu()
-    jobs = jobs or (1 if gpu else min(2, cores))
+    cores = _cores()
+    jobs = jobs or (1 if _has_gpu() else min(2, cores))
     if start is None:
         for folder in ("logs", "notebooks", "tables", "figures"):
             _make(made.study.folder / folder)
 
         def start(node: Node, stop: threading.Event) -> execute.Outcome:
-            threads = 0 if gpu else max(1, cores // min(jobs, made.widths[node.label]))
+            threads = max(1, cores // min(jobs, made.widths[node.label]))
             return _start(made, node, threads, stop, until, launch or execute.launch)
 
     study, count = made.study, len(made.to_run)

@@ -145,7 +145,8 @@ def scaling(study: Study) -> str:
     return "\n".join(lines) + (
         f"\n\n*Matrix products and convolutions, forward and backward, counted by torch; "
         f"extrapolated to {table.assumed_share[0]:.0%} of {cost.H200_BFLOAT16 / 1e12:.0f} TFLOP/s, "
-        "which nobody has measured yet. Five variants and three seeds are 15 times as much.*\n")
+        "which large networks may reach; those of `laptop` are too small for it. Five variants and "
+        "three seeds are 15 times as much.*\n")
 
 
 def speed() -> str:

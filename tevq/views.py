@@ -36,9 +36,10 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def each(values: Iterable[float], digits: int = 3) -> str:
-    """The value of every seed, in the order of the seeds."""
-    return "  ".join(f"{v:.{digits}f}" if v == v else MISSING for v in map(float, values))
+def each(values: pd.Series, digits: int = 3) -> str:
+    """The value of every seed up to the last that has one, in the order of the seeds."""
+    found = values[values.notna()[::-1].cummax()[::-1]]
+    return "  ".join(f"{v:.{digits}f}" if v == v else MISSING for v in found)
 
 
 def difference(values: Iterable[float], paper: float | None, digits: int = 3) -> str:
