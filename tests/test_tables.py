@@ -144,9 +144,13 @@ def test_what_a_cell_lacks(tmp_path):
     assert every["quantizer", "full"].lacks() == ""
     assert every["evaluation", "full"].lacks() == "notebook 04 for te, seed 3, digits"
     assert every["evaluation", "third"].lacks().endswith("on a third of the scenes")
-    state = tables.state(study).set_index(["run", "scenes", "stride"]).state
-    assert state["quantizer", "full", 4] == "ready"
-    assert state["quantizer", "full", 8].endswith("te, seed 3, digits at stride 8")
+    coarse, = (c for c in tables.cells(study) if c.settings.stage1.stride == 8
+               and c.kind == "quantizer")
+    assert coarse.lacks().endswith("te, seed 3, digits at stride 8")
+    state = tables.state(study)["seed 3"]
+    assert state["quantizer", "full", "digits", "4", "te"] == "ready"
+    assert state["quantizer", "full", "digits", "8", "te"] == "missing: notebook 03"
+    assert state["evaluation", "third", "digits", "4", "te"] == "missing: notebook 04"
 
 
 # ---------------------------------------------------------------------------------- matrices, views

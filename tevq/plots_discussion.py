@@ -149,7 +149,10 @@ def transitions(curves: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def curves(study: Study) -> Figure:
-    """Validation accuracy against sequences seen: Quad1, and the mean of Quad2-4."""
+    """Validation accuracy against sequences seen: Quad1, and the mean of Quad2-4.
+
+    Means over seeds; of held-out combinations each run, too, thin.
+    """
     figure, axes = new(1, 2, height=4.6, sharey=True,
                        title="Learning curves, text → image (solid held out, dotted seen)")
     found = learning(study)
@@ -162,13 +165,15 @@ def curves(study: Study) -> Figure:
             missing(axis, "no Stage-2 runs")
             continue
         ends = {}
-        for (variant, _, split), run in found.groupby(["variant", "seed", "split"], sort=False):
-            held_out, y = split == "val", run[list(cases)].mean(axis=1)
-            axis.plot(run.sequences, y, color=COLOURS_OF[variant],
-                      linestyle="-" if held_out else ":",
-                      linewidth=2.6 if variant == "te" else 1.6)
-            if held_out:
-                ends[variant] = (run.sequences.iloc[-1], y.iloc[-1])
+        every = found.assign(y=found[list(cases)].mean(axis=1))
+        for (variant, split), runs in every.groupby(["variant", "split"], sort=False):
+            mean = runs.groupby("sequences").y.mean()
+            line = {"color": COLOURS_OF[variant], "linestyle": "-" if split == "val" else ":"}
+            axis.plot(mean.index, mean, linewidth=2.8 if variant == "te" else 2, **line)
+            if split == "val":
+                ends[variant] = (mean.index[-1], mean.iloc[-1])
+                for _, run in runs.groupby("seed"):
+                    axis.plot(run.sequences, run.y, linewidth=0.8, alpha=0.35, **line)
         axis.grid(axis="y")
         label_ends(axis, ends)
     axes[0, 0].set_ylabel("digit accuracy")

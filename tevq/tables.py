@@ -104,17 +104,19 @@ def build(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def state(study: Study) -> pd.DataFrame:
-    """Every cell of the study: evaluated, ready for it, or which notebook to run first."""
-    rows = []
+    """Every cell of the study: evaluated, ready for it, or missing with the notebook to run first.
+
+    Rows (run, scenes, source, stride, variant), columns seeds.
+    """
+    rows: dict[tuple, dict[str, str]] = {}
     for cell in cells(study):
-        done, lacks = cell.run().done, cell.lacks()
+        done, lacks = cell.run().done, cell.lacks().partition(" for ")[0]
         s = cell.settings
-        rows.append({
-            "variant": s.variant, "seed": s.seed, "source": s.data.source, "run": cell.kind,
-            "scenes": cell.size, "stride": s.stage1.stride,
-            "state": "evaluated" if done else f"missing: run {lacks}" if lacks else "ready",
-        })
-    return pd.DataFrame(rows)
+        key = cell.kind, cell.size, s.data.source, str(s.stage1.stride), s.variant
+        rows.setdefault(key, {})[f"seed {s.seed}"] = (
+            "evaluated" if done else f"missing: {lacks}" if lacks else "ready")
+    index = pd.MultiIndex.from_tuples(rows, names=["run", "scenes", "source", "stride", "variant"])
+    return pd.DataFrame(list(rows.values()), index=index)
 
 
 def write(study: Study, tables: dict[str, pd.DataFrame]) -> list[Path]:
