@@ -109,7 +109,8 @@ def state(study: Study) -> pd.DataFrame:
     Rows (run, scenes, source, stride, variant), columns seeds.
     """
     rows: dict[tuple, dict[str, str]] = {}
-    for cell in cells(study):
+    for cell in sorted(cells(study), key=lambda c: (
+            list(_WEIGHTS).index(c.kind), c.settings.stage1.stride, c.settings.data.source)):
         done, lacks = cell.run().done, cell.lacks().partition(" for ")[0]
         s = cell.settings
         key = cell.kind, cell.size, s.data.source, str(s.stage1.stride), s.variant
