@@ -18,6 +18,19 @@ def test_transitions():
     assert plots_discussion.transitions(slow).sequences.isna().all()
 
 
+def test_learning_curves_are_means_over_seeds_with_every_held_out_run(tmp_path, monkeypatch):
+    """Planted fault: the last seed's curve drawn as the variant's."""
+    runs = [pd.DataFrame({"variant": "te", "seed": seed, "split": split, "sequences": [10, 20],
+                          "quad1": [0.0, last], "quad2": 0.0, "quad3": 0.0, "quad4": 0.0})
+            for seed, last in ((0, 0.25), (1, 0.75)) for split in ("val", "val_seen")]
+    monkeypatch.setattr(plots_discussion, "learning", lambda study: pd.concat(runs))
+    study = choose("smoke", "te", "0,1", results=str(tmp_path))
+    lines = plots_discussion.curves(study).axes[0].lines
+    ends = sorted(line.get_ydata()[-1] for line in lines if line.get_linestyle() == "-")
+    assert ends == [0.25, 0.5, 0.75]
+    assert [line.get_ydata()[-1] for line in lines if line.get_linestyle() == ":"] == [0.5]
+
+
 def test_length_of_unused_codes(tmp_path):
     study = choose("smoke", "te", "0", results=str(tmp_path))
     run = tables.Cell(study.settings, "quantizer", "full", study.results).run("stage1")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small import tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tevq import losses, machine, replay, stage1, stage2
 from tevq.classifier import Classifier
@@ -50,6 +51,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     return pools
@@ -110,8 +112,9 @@ def test_another_shape_is_another_recording(graphs):
     assert shapes == [(2, 3)] * (replay.EAGER + 1) + [(3, 2)] * (replay.EAGER + 1)
 
 
-def test_what_cannot_be_recorded_goes_on_and_says_so_once(graphs, capsys):
-    step = Step()
+def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsys):
+    """Planted fault: the reason hidden by the error with which a failed recording ends."""
+    step, streams = Step(), []
 
     def refuses(x, scale):
         if Graph.recording:
@@ -125,12 +128,14 @@ def test_what_cannot_be_recorded_goes_on_and_says_so_once(graphs, capsys):
             yield
         finally:
             Graph.recording = None
+            raise RuntimeError("failed due to a previous error during capture")
 
-    torch.cuda.graph = graph  # undone with the fixture
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     called = replay.Replay(refuses, GPU)
     for _ in range(9):
         called(torch.ones(2), 1)
-    assert step.total.tolist() == [9, 9]
+    assert step.total.tolist() == [9, 9] and streams == [torch.cuda.current_stream()]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "not permitted" in said and "more words" not in said
 
@@ -140,6 +145,17 @@ def test_rates_are_numbers_on_a_processor():
     group = {"params": [torch.zeros(1)], "lr": torch.tensor(0.5)}
     replay.set_rate(group, 0.25)
     assert group["lr"] == 0.25 and isinstance(group["lr"], float)
+
+
+def test_a_checkpoint_of_a_processor_can_be_recorded_on_a_gpu():
+    """Planted fault: its `capturable`, False, would make every recording fail."""
+    with FakeTensorMode():
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2, device="cuda"))])
+        group = optimizer.param_groups[0] = optimizer.param_groups[0] | {"capturable": False}
+        replay.set_rate(group, 0.25)
+        rate = group["lr"]
+        replay.set_rate(group, 0.5)
+    assert group["capturable"] and rate.device.type == "cuda" and group["lr"] is rate
 
 
 def test_muon_takes_a_rate_that_is_a_tensor():

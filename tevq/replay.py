@@ -25,7 +25,7 @@ class Replay:
 
     The function may change tensors in place, and must not look at their numbers. Results lie where
     those of the call before lay: read them before the next call. On a CPU, with several processes,
-    and where a step cannot be recorded (said once), every call is a plain one.
+    and where a step cannot be recorded (it says so), every call is a plain one.
     """
 
     def __init__(self, function: Callable, where: machine.Machine):
@@ -63,13 +63,15 @@ class Replay:
 
     def _record(self, key: tuple, arguments: tuple) -> None:
         """Records a call; nothing is computed by that."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         inputs = [x.clone() if torch.is_tensor(x) else x for x in arguments]
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 results = self.function(*inputs)
         except RuntimeError as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0]
+            torch.cuda.set_stream(current)  # a failed recording leaves its own behind
+            cause = error.__context__ or error  # the end of a failed recording fails, too
+            reason = (str(cause).splitlines() or ["no reason given"])[0]
             print(f"tevq: the training step cannot be recorded here ({reason}); going on without, "
                   "which is slower", file=sys.stderr)
             self.possible = False
@@ -79,11 +81,17 @@ class Replay:
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Sets the learning rate of an optimizer's group where a replayed step finds it."""
+    """Sets the learning rate of an optimizer's group where a replayed step finds it.
+
+    Every step, because a checkpoint of another device brings its own kind of rate.
+    """
     device = group["params"][0].device
     if device.type != "cuda":
         group["lr"] = rate
-    elif torch.is_tensor(group["lr"]) and group["lr"].device == device:
+        return
+    if "capturable" in group:  # Adam's; a checkpoint of a CPU says no
+        group["capturable"] = True
+    if torch.is_tensor(group["lr"]) and group["lr"].device == device:
         group["lr"].fill_(rate)
     else:
         group["lr"] = torch.full((), rate, device=device)

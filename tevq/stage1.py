@@ -71,7 +71,7 @@ class Learner:
         numbers, fake, codes = self.generator_step(x, adversarial)
         if adversarial:
             numbers |= self.critic_step(x, fake)
-        return numbers, codes
+        return {key: value.detach() for key, value in numbers.items()}, codes
 
     def generator_step(self, x: torch.Tensor, adversarial: bool = False
                        ) -> tuple[dict, torch.Tensor, torch.Tensor]:
@@ -186,7 +186,7 @@ class Trainer(Learner):
         """One line of metrics: losses, and the health of the codebook since the last line."""
         self.loop.check()
         plain = parallel.average_numbers(
-            {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()})
+            {key: float(value) for key, value in numbers.items()})
         health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
         self.usage.counts.zero_()
         penalty = float(orthogonality(self.model.quantizer.codebook.detach()))
