@@ -20,7 +20,7 @@ CHILD = str(Path(__file__).parent / "parallel_child.py")
 # another order differ in the last bits of float32. Batch norm's backward pass cancels most of the
 # discriminator's gradient, Adam divides gradients near zero by their own size, Muon rounds to
 # bfloat16, codes flip: all of that makes the difference grow from step to step.
-TOLERANCE = {"stage1": (2, 1e-5, 5e-2), "stage2": (1, 1e-5, 1e-2)}
+TOLERANCE = {"stage1": (2, 1e-4, 5e-2), "stage2": (1, 1e-5, 1e-2)}
 ONE_AT_A_TIME = threading.Lock()
 WORDS = 3e-4  # of the text loss, which hardly feels the codes' rounding
 

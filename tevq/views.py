@@ -62,9 +62,8 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
              metric: str = "") -> pd.DataFrame:
     """Table 1 for one task (t2i, i2t): rows (variant, what), columns Quad1-4, their mean, center.
 
-    Without decoding and metric: what the paper counts. Its numbers stand beside ours where they are
-    comparable: the same decoding and metric on held-out combinations. Text->image also gets the two
-    ceilings: what the same metric gives for real images and for their reconstructions.
+    Without decoding and metric: what the paper counts, with its numbers (held-out combinations).
+    Text->image also gets two ceilings: the same metric of real images and of reconstructions.
     """
     decoding, metric = decoding or AS_PUBLISHED[task][0], metric or AS_PUBLISHED[task][1]
     where = {"split": split, "metric": metric}
@@ -89,8 +88,8 @@ def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str 
             lines[variant, "ours − paper"] = [
                 difference(values[c], float(rows.value.iloc[0]) if len(rows) else None)
                 for c, rows in paper.items()]
-        for name, ceiling in ceilings.items():
-            lines[variant, name] = [spread(ceiling.loc[variant][c]) for c in ours]
+        lines |= {(variant, name): [spread(ceiling.loc[variant][c]) for c in ours]
+                  for name, ceiling in ceilings.items()}
     heads = [c.capitalize() for c in QUADS] + ["mean of Quad1–4", "center"]
     return _table(lines, heads)
 
@@ -109,10 +108,7 @@ def metrics(table: pd.DataFrame, task: str, decoding: str) -> pd.DataFrame:
 
 
 def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 2: text->image digit accuracy in Quad1 after all and after a third of the scenes.
-
-    Of the seeds that have both, if any has.
-    """
+    """Table 2: text->image digit accuracy in Quad1, of the seeds that have both, if any has."""
     rows = {size: by_case(table, split="test", size=size) for size in ("full", "third")}
     theirs, lines = published(2), {}
     for variant in rows["full"].index.unique("variant"):
@@ -164,10 +160,10 @@ def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
     """Equation 2: one metric of the four measures, over all and over foreground cells."""
-    rows, lines = select(table, task="measure", metric=metric), {}
-    for (source, variant), found in rows.groupby(["source", "variant"], sort=False):
-        lines[source, variant] = [spread(select(found, case=case, cells=kind).value)
-                                  for kind in CELLS for case in MEASURES]
+    rows = select(table, task="measure", metric=metric)
+    lines = {key: [spread(select(found, case=case, cells=kind).value)
+                   for kind in CELLS for case in MEASURES]
+             for key, found in rows.groupby(["source", "variant"], sort=False)}
     return _table(lines, [f"{case}, {kind}" for kind in CELLS for case in MEASURES])
 
 
@@ -186,9 +182,8 @@ _OVERVIEW = {  # the numbers that say most about a variant
 def overview(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per variant: accuracies (means over Quad1-4, held out), codes, equivariance."""
     every = _usual(built, built["table1"].source.iloc[0])
-    lines = {(variant,): [spread(values, digits) for values, digits in _means(rows)]
-             for variant, rows in every.groupby("variant", sort=False)}
-    return _table(lines, list(_OVERVIEW))
+    return _table({(variant,): [spread(values, digits) for values, digits in _means(rows)]
+                   for variant, rows in every.groupby("variant", sort=False)}, list(_OVERVIEW))
 
 
 def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
