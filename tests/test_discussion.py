@@ -10,19 +10,25 @@ from tevq.study import choose
 
 
 def test_transitions():
-    curves = pd.DataFrame({"variant": "te", "seed": 0, "split": "val", "sequences": [10, 20, 30],
+    curves = pd.DataFrame({"scenes": "full", "stride": 4, "variant": "te", "seed": 0,
+                           "split": "val", "sequences": [10, 20, 30],
                            "quad1": 0.9, "quad2": [0.1, 0.6, 0.9], "quad3": [0.1, 0.5, 0.9],
                            "quad4": [0.1, 0.4, 0.9], "center": 0.0})
     assert plots_discussion.transitions(curves).sequences.tolist() == [20]
-    slow = curves.assign(quad2=0.2, quad3=0.2, quad4=0.2)
+    slow = curves.assign(quad2=0.2, quad3=0.2, quad4=0.2, scenes="third")
     assert plots_discussion.transitions(slow).sequences.isna().all()
+    both = plots_discussion.transitions(pd.concat([curves, slow]))
+    assert both.scenes.tolist() == ["full", "third"]
+    assert plots_discussion.of_table1(both, choose("smoke", "te", "0")).scenes.tolist() == ["full"]
 
 
 def test_learning_curves_are_means_over_seeds_with_every_held_out_run(tmp_path, monkeypatch):
     """Planted fault: the last seed's curve drawn as the variant's."""
-    runs = [pd.DataFrame({"variant": "te", "seed": seed, "split": split, "sequences": [10, 20],
+    runs = [pd.DataFrame({"scenes": scenes, "stride": 4, "variant": "te", "seed": seed,
+                          "split": split, "sequences": [10, 20],
                           "quad1": [0.0, last], "quad2": 0.0, "quad3": 0.0, "quad4": 0.0})
-            for seed, last in ((0, 0.25), (1, 0.75)) for split in ("val", "val_seen")]
+            for seed, last, scenes in ((0, 0.25, "full"), (1, 0.75, "full"), (0, 0.9, "third"))
+            for split in ("val", "val_seen")]
     monkeypatch.setattr(plots_discussion, "learning", lambda study: pd.concat(runs))
     study = choose("smoke", "te", "0,1", results=str(tmp_path))
     lines = plots_discussion.curves(study).axes[0].lines

@@ -12,7 +12,7 @@ from tevq.plots_generator import binding
 from tevq.plots_results import legend
 from tevq.runs import open_run
 from tevq.study import Study
-from tevq.tables import MEASURES, QUADS
+from tevq.tables import MEASURES, QUADS, cells
 
 
 def health(study: Study) -> pd.DataFrame:
@@ -120,42 +120,54 @@ def merging(study: Study) -> Figure:
 
 
 def learning(study: Study, task: str = "t2i") -> pd.DataFrame:
-    """Learning curves of all Stage-2 runs: variant, seed, split, sequences, quad1 ... center."""
+    """Learning curves of all Stage-2 runs of Tables 1, 2 and 4.
+
+    Columns scenes (full, third), stride, variant, seed, split, sequences, quad1 ... center.
+    """
     frames = []
-    for settings in study.cells:
-        lines = open_run(settings, "stage2", study.results or None).metrics()
-        for split in stage2.PROBES:
+    for cell in cells(study):
+        s = cell.settings
+        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else []
+        for split in stage2.PROBES if lines else ():
             sequences, curves = stage2.curve(lines, split, task)
-            frames.append(pd.DataFrame({"variant": settings.variant, "seed": settings.seed,
-                                        "split": split, "sequences": sequences} | curves))
+            frames.append(pd.DataFrame({"scenes": cell.size, "stride": s.stage1.stride,
+                                        "variant": s.variant, "seed": s.seed, "split": split,
+                                        "sequences": sequences} | curves))
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def of_table1(found: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The rows of `learning` or `transitions` that are about Table 1."""
+    if found.empty:
+        return found
+    return found[(found.scenes == "full") & (found.stride == study.settings.stage1.stride)]
 
 
 def transitions(curves: pd.DataFrame) -> pd.DataFrame:
     """Sequences at which each run passes its binding transition (`plots_generator.binding`).
 
-    Columns variant, seed, split, sequences (NaN: not passed), of (all sequences seen), last
-    (accuracy of Quad2-4 at the end).
+    Columns scenes, stride, variant, seed, split, sequences (NaN: not passed), of (all sequences
+    seen), last (accuracy of Quad2-4 at the end).
     """
-    rows = []
-    for (variant, seed, split), run in curves.groupby(["variant", "seed", "split"], sort=False):
+    rows, names = [], ["scenes", "stride", "variant", "seed", "split"]
+    for key, run in curves.groupby(names, sort=False):
         passed = binding(run.sequences.to_numpy(), {case: run[case].to_numpy() for case in QUADS})
-        rows.append({"variant": variant, "seed": seed, "split": split,
-                     "sequences": np.nan if passed is None else passed,
-                     "of": run.sequences.max(), "last": run[list(QUADS[1:])].iloc[-1].mean()})
+        rows.append(dict(zip(names, key, strict=True)) | {
+            "sequences": np.nan if passed is None else passed,
+            "of": run.sequences.max(), "last": run[list(QUADS[1:])].iloc[-1].mean()})
     return pd.DataFrame(rows)
 
 
 @styled
 def curves(study: Study) -> Figure:
-    """Validation accuracy against sequences seen: Quad1, and the mean of Quad2-4.
+    """Validation accuracy against sequences seen, runs of Table 1: Quad1, and the mean of Quad2-4.
 
     Means over seeds; of held-out combinations each run, too, thin.
     """
     figure, axes = new(1, 2, height=4.6, sharey=True,
                        title="Learning curves, text → image (solid held out, dotted seen)")
-    found = learning(study)
+    found = of_table1(learning(study), study)
     for axis, (title, cases) in zip(axes[0], (("Quad1", QUADS[:1]),
                                               ("mean of Quad2–4: binding", QUADS[1:])),
                                     strict=True):
