@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tevq import evaluation, tables
-from tevq.scenes import CASES
-from tevq.study import Study
+from tevq.data.scenes import CASES
+from tevq.evaluate import evaluate as evaluation
+from tevq.grid import Grid
+from tevq.report import tables
 
 LEVEL = {"mb": 0.60, "mp": 0.62, "cb": 0.65, "sc": 0.70, "te": 0.80}  # text->image, Quad1, seed 0
 SCENES = 20  # per case and split
@@ -28,9 +29,9 @@ def accuracy(variant: str, seed: int, task: str, split: str, case: str) -> float
     return LEVEL[variant] - drop + 0.02 * seed * (-1) ** seed
 
 
-def finish(study: Study, without: tuple[str, ...] = ()) -> None:
+def finish(grid: Grid, without: tuple[str, ...] = ()) -> None:
     """Writes all runs of the study's cells but those whose name contains a text of `without`."""
-    for cell in tables.cells(study):
+    for cell in tables.cells(grid):
         run = cell.run()
         if any(text in run.name for text in without):
             continue

@@ -6,7 +6,8 @@ $KILL = `rank:step` kills that rank when it has finished that step.
 import os
 import signal
 
-from tevq import loop, parallel, stage1, stage2, train
+from tevq.train import launch as train
+from tevq.train import loop, parallel, stage1, stage2
 
 stage1.KMEANS_VECTORS = 400
 stage1.LOG_EVERY = stage2.LOG_EVERY = 1

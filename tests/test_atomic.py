@@ -10,9 +10,11 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import loop, presets, runs, stage1
-from tevq.atomic import StorageError, write_atomically
-from tevq.runs import open_run
+from tevq import presets
+from tevq.runs import run as runs
+from tevq.runs.run import open_run
+from tevq.runs.storage import StorageError, write_atomically
+from tevq.train import loop, stage1
 
 pytestmark = pytest.mark.promise("saves")
 

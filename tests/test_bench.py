@@ -12,23 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from tevq import (
-    bench,
-    bench_limits,
-    bench_peers,
-    bench_stage1,
-    bench_stage2,
-    bench_works,
-    machine,
-    plots_bench,
-    presets,
-    scenes,
-)
-from tevq.bench import OURS, Contender, Work
-from tevq.machine import Machine
-from tevq.study import choose
+from tevq import presets
+from tevq.bench import jobs as bench_works
+from tevq.bench import limits as bench_limits
+from tevq.bench import peers as bench_peers
+from tevq.bench import stage1 as bench_stage1
+from tevq.bench import stage2 as bench_stage2
+from tevq.bench import timing as bench
+from tevq.bench.timing import OURS, Contender, Work
+from tevq.data import scenes
+from tevq.grid import choose
+from tevq.report import plots_bench
+from tevq.runs import devices
+from tevq.runs.devices import Device
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 SMOKE = presets.load("smoke", "sc")
 
 
@@ -198,11 +196,11 @@ def test_rehearsals_do_not_touch_real_numbers(tmp_path):
     smoke, laptop = (choose(name, results=str(tmp_path)) for name in ("smoke", "laptop"))
     assert bench_works.folder_of(smoke) == tmp_path / "smoke/benchmarks"
     assert bench_works.folder_of(laptop) == tmp_path / "benchmarks"
-    assert machine.detect("float32").dtype is torch.float32
+    assert devices.detect("float32").dtype is torch.float32
 
 
 def test_short_trainings_agree_in_both_precisions():
-    from tevq import bench_precision
+    from tevq.bench import precision as bench_precision
 
     rows = bench_precision.compare(2, (0,))
     assert {(r["stage"], r["precision"]) for r in rows} == {

@@ -9,11 +9,14 @@ from fakes import write_all, write_notebook
 from small import tiny
 from test_training import same_tree
 
-from tevq import budget, classifier, execute, loop, pipeline, stage1, stage2
+from tevq import execute, pipeline
 from tevq.__main__ import main
-from tevq.runs import open_run
-from tevq.settings import SettingsError
-from tevq.study import choose
+from tevq.config import SettingsError
+from tevq.grid import choose
+from tevq.models import classifier
+from tevq.runs import budget
+from tevq.runs.run import open_run
+from tevq.train import loop, stage1, stage2
 
 
 class Clock:
@@ -71,7 +74,7 @@ def test_both_stages_in_pieces_are_bitwise_the_uninterrupted_ones(tmp_path, monk
     monkeypatch.setattr(budget.Deadline, "saved",  # always as long, whatever the disk does
                         lambda self, seconds: setattr(self, "longest_save", 1e-9))
     calls = []
-    for trainer, name in ((stage1.Trainer, "start_codebook"), (stage1.Trainer, "generator_step"),
+    for trainer, name in ((stage1.Trainer, "init_codebook"), (stage1.Trainer, "generator_step"),
                           (stage2.Trainer, "step")):
         original = getattr(trainer, name)
         monkeypatch.setattr(trainer, name, lambda *words, name=name, original=original: (
@@ -89,7 +92,7 @@ def test_both_stages_in_pieces_are_bitwise_the_uninterrupted_ones(tmp_path, monk
         assert again.metrics() == whole.metrics()
         monkeypatch.delenv(budget.VARIABLE)
     # nothing was computed twice in the pieces
-    assert Counter(calls) == {"start_codebook": 2, "generator_step": 12, "step": 12}
+    assert Counter(calls) == {"init_codebook": 2, "generator_step": 12, "step": 12}
 
 
 def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
@@ -102,8 +105,8 @@ def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
 
 def test_the_runner_starts_nothing_late_and_says_how_to_go_on(tmp_path):
     """Planted faults: nodes started after the deadline; nobody told to stop."""
-    study = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
-    made = pipeline.plan(study, folder=write_all(tmp_path / "notebooks"))
+    grid = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
+    made = pipeline.plan(grid, folder=write_all(tmp_path / "notebooks"))
     said, order = [], []
 
     def start(node, stop: threading.Event) -> execute.Outcome:
@@ -130,8 +133,8 @@ def test_the_runner_starts_nothing_late_and_says_how_to_go_on(tmp_path):
 
 def test_a_failure_counts_more_than_the_budget(tmp_path):
     """Planted fault: exit code 75, with which a script would go on for ever."""
-    study = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
-    made = pipeline.plan(study, "01,03", folder=write_all(tmp_path / "notebooks"))
+    grid = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
+    made = pipeline.plan(grid, "01,03", folder=write_all(tmp_path / "notebooks"))
     outcomes = {"01_dataset": "done", "03_stage1-sc-s0": "failed", "03_stage1-te-s0": "stopped"}
 
     def start(node, stop: threading.Event) -> execute.Outcome:
@@ -157,8 +160,8 @@ def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys,
 
 def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path):
     """Planted fault: left out, as after a failure, although the same command goes on."""
-    study = choose(variants="te", tables="1", results=str(tmp_path / "results"))
-    made, said = pipeline.plan(study, folder=write_all(tmp_path / "notebooks")), []
+    grid = choose(variants="te", tables="1", results=str(tmp_path / "results"))
+    made, said = pipeline.plan(grid, folder=write_all(tmp_path / "notebooks")), []
 
     def start(node, stop: threading.Event) -> execute.Outcome:
         return execute.Outcome("stopped" if node.label == "03_stage1-te-s0" else "done")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tevq import captions
-from tevq.captions import (
+from tevq.config import SettingsError
+from tevq.data import captions
+from tevq.data.captions import (
     CENTER,
     CHOICES,
     CONNECTORS,
@@ -23,9 +24,8 @@ from tevq.captions import (
     parse,
     write,
 )
-from tevq.items import CLASS_NAMES, SOURCES
-from tevq.settings import SettingsError
-from tevq.tokenizer import EOS, PAD, Tokenizer
+from tevq.data.source import CLASS_NAMES, SOURCES
+from tevq.data.tokenizer import EOS, PAD, Tokenizer
 
 NAMES = CLASS_NAMES["mnist"]
 TOKENIZER = Tokenizer(NAMES)

@@ -3,10 +3,10 @@
 import fake_runs
 import pytest
 
-from tevq import claims, tables
-from tevq.claims import Claim
-from tevq.stats import Interval
-from tevq.study import choose
+from tevq.grid import choose
+from tevq.report import claims, tables
+from tevq.report.claims import Claim
+from tevq.report.stats import Interval
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_verdict_of_a_negative_and_of_a_limited_claim():
 
 def test_generators_that_learned_nothing_are_undecided(tmp_path, monkeypatch):
     monkeypatch.setattr(fake_runs, "accuracy", lambda *_: 0.2)
-    study = choose("smoke", "sc,te", "0", results=str(tmp_path))
-    fake_runs.finish(study)
-    first = claims.primary(tables.build(study)["table1"])
+    grid = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    fake_runs.finish(grid)
+    first = claims.primary(tables.build(grid)["table1"])
     assert first.verdict == "undecided" and "sc t2i 0." in first.learning
     assert first.certainty == "one seed: no interval"

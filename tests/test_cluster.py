@@ -17,7 +17,7 @@ from small import TINY
 
 from tevq import cluster, execute
 from tevq.__main__ import main
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
 
 distributed = pytest.importorskip("distributed")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small import tiny
 
-from tevq import cost, presets
+from tevq import presets
+from tevq.bench import cost
 
 
 def test_a_product_and_its_gradients_count_three_times():

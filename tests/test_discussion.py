@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tevq import plots_discussion, tables
-from tevq.study import choose
+from tevq.grid import choose
+from tevq.report import plots_discussion, tables
 
 
 def test_transitions():
@@ -29,23 +29,23 @@ def test_learning_curves_are_means_over_seeds_with_every_held_out_run(tmp_path, 
                           "quad1": [0.0, last], "quad2": 0.0, "quad3": 0.0, "quad4": 0.0})
             for seed, last, scenes in ((0, 0.25, "full"), (1, 0.75, "full"), (0, 0.9, "third"))
             for split in ("val", "val_seen")]
-    monkeypatch.setattr(plots_discussion, "learning", lambda study: pd.concat(runs))
-    study = choose("smoke", "te", "0,1", results=str(tmp_path))
-    lines = plots_discussion.curves(study).axes[0].lines
+    monkeypatch.setattr(plots_discussion, "learning", lambda grid: pd.concat(runs))
+    grid = choose("smoke", "te", "0,1", results=str(tmp_path))
+    lines = plots_discussion.curves(grid).axes[0].lines
     ends = sorted(line.get_ydata()[-1] for line in lines if line.get_linestyle() == "-")
     assert ends == [0.25, 0.5, 0.75]
     assert [line.get_ydata()[-1] for line in lines if line.get_linestyle() == ":"] == [0.5]
 
 
 def test_length_of_unused_codes(tmp_path):
-    study = choose("smoke", "te", "0", results=str(tmp_path))
-    run = tables.Cell(study.settings, "quantizer", "full", study.results).run("stage1")
+    grid = choose("smoke", "te", "0", results=str(tmp_path))
+    run = tables.Cell(grid.settings, "quantizer", "full", grid.results).run("stage1")
     run.folder.mkdir(parents=True)
-    K = study.settings.stage1.codes
+    K = grid.settings.stage1.codes
     lengths = np.r_[np.full(K - 16, 5.0), np.full(16, 1.0)]  # 16 short ones are in use
     run.log(20, codes_used=16, norm_mean=lengths.mean(), norm_used=1.0)
     run.log(40, codes_used=K, norm_mean=2.0, norm_used=2.0)
-    found = plots_discussion.health(study).norm_unused
+    found = plots_discussion.health(grid).norm_unused
     assert found[0] == pytest.approx(5.0) and np.isnan(found[1])
 
 
@@ -76,9 +76,9 @@ def test_sizes_that_cannot_be_compared_are_left_out(found):
 
 
 def test_vocabularies_of_finished_runs(tmp_path):
-    study = choose("smoke", "sc,te", "0", results=str(tmp_path))
-    assert plots_discussion.vocabularies(study).empty
-    fake_runs.finish(study)
-    found = plots_discussion.vocabularies(study)
+    grid = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    assert plots_discussion.vocabularies(grid).empty
+    fake_runs.finish(grid)
+    found = plots_discussion.vocabularies(grid)
     assert len(found) == 2 * len(tables.MEASURES) * 4 and set(found.groups) == {0, 4, 8, 16}
     assert not found.duplicated(["variant", "seed", "measure", "groups"]).any()

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tevq.captions import PLACES, UNUSED
-from tevq.items import Items, load_items
-from tevq.scenes import OFFSETS, RGB, build, crop, draw, part_of, render
-from tevq.settings import Data
+from tevq.config import DataConfig
+from tevq.data.captions import PLACES, UNUSED
+from tevq.data.scenes import OFFSETS, RGB, build, crop, draw, part_of, render
+from tevq.data.source import SourceImages, load_source
 
 
 @pytest.fixture(scope="module")
 def built():
-    data = Data(source="digits", train=1000, test=1000, seed=3)
-    return {split: build(data, split, load_items("digits", part_of(split)).labels.numpy())
+    data = DataConfig(source="digits", train=1000, test=1000, seed=3)
+    return {split: build(data, split, load_source("digits", part_of(split)).labels.numpy())
             for split in ("train", "test")}
 
 
@@ -33,7 +33,7 @@ def slow_draw(pictures, count):
 
 
 def test_render_against_a_plain_loop(built):
-    items = load_items("digits", "test")
+    items = load_source("digits", "test")
     index = [0, 999, 5, 6, 7, 8, 9, 10]
     scenes = built["test"].take(index)
     pictures = [(items.images[scenes.item[i, s]], scenes.colour[i, s],
@@ -58,7 +58,7 @@ def test_places_are_where_their_names_say():
                           st.integers(-40, 80), st.integers(0, 2)), max_size=6))
 def test_draw_against_a_plain_loop(rows):
     """Any offset: parts outside are cut off, overlapping items show the brighter value."""
-    images = load_items("digits", "test").images
+    images = load_source("digits", "test").images
     table = torch.tensor(rows, dtype=torch.long).reshape(-1, 5)
     found = draw(images[table[:, 0]], table[:, 1], table[:, 2:4], table[:, 4], 3)
     pictures = [(images[i], colour, (row, column), scene)
@@ -67,7 +67,7 @@ def test_draw_against_a_plain_loop(rows):
 
 
 def test_draw_and_render_are_twins(built):
-    items, scenes = load_items("digits", "train"), built["train"].take(slice(0, 200))
+    items, scenes = load_source("digits", "train"), built["train"].take(slice(0, 200))
     scene, slot = np.nonzero(scenes.item >= 0)
     offset = torch.tensor(OFFSETS)[torch.from_numpy(scenes.place[scene, slot].astype(np.int64))]
     drawn = draw(items.images[torch.from_numpy(scenes.item[scene, slot]).long()],
@@ -77,7 +77,7 @@ def test_draw_and_render_are_twins(built):
 
 
 def test_render_takes_any_index(built):
-    items, scenes = load_items("digits", "train"), built["train"]
+    items, scenes = load_source("digits", "train"), built["train"]
     index = np.array([3, 1, 4, 1, 5])
     images = render(scenes, items, index)
     assert torch.equal(images, render(scenes, items, torch.from_numpy(index)))
@@ -87,7 +87,7 @@ def test_render_takes_any_index(built):
 
 
 def test_crop_is_the_inverse_of_render(built):
-    items, scenes = load_items("digits", "train"), built["train"].take(slice(0, 300))
+    items, scenes = load_source("digits", "train"), built["train"].take(slice(0, 300))
     images = render(scenes, items)
     rgb = torch.tensor(RGB)
     for slot in range(4):
@@ -100,7 +100,7 @@ def test_crop_is_the_inverse_of_render(built):
 
 
 def test_the_original_items_are_never_changed(built):
-    items = load_items("digits", "train")
+    items = load_source("digits", "train")
     before = items.sha256()
     render(built["train"], items, slice(0, 50)).zero_()
-    assert Items(*items).sha256() == before
+    assert SourceImages(*items).sha256() == before

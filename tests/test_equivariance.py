@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tevq import equivariance
-from tevq.equivariance import Agreement, Probe, Window
-from tevq.items import Items
-from tevq.quantizer import Quantizer
+from tevq.data.source import SourceImages
+from tevq.evaluate import equivariance
+from tevq.evaluate.equivariance import Agreement, Probe, Window
+from tevq.models.quantizer import Quantizer
 
 STRIDE = 4
 
@@ -52,7 +52,7 @@ def probe():
     images = torch.zeros(40, 28, 28, dtype=torch.uint8)
     images[:, 3:25, 3:25] = torch.randint(0, 256, (40, 22, 22), generator=random,
                                           dtype=torch.uint8)
-    return Probe(Items(images, torch.zeros(40, dtype=torch.long)), 12, 0)
+    return Probe(SourceImages(images, torch.zeros(40, dtype=torch.long)), 12, 0)
 
 
 def values(model, probe):

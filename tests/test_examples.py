@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from small import TINY, tiny
 
-from tevq import examples, plots_examples
-from tevq.captions import UNUSED, Clause
-from tevq.items import class_names
-from tevq.judge import split_of
-from tevq.runs import open_run
-from tevq.study import choose
+from tevq.data.captions import UNUSED, Clause
+from tevq.data.source import class_names
+from tevq.evaluate import examples
+from tevq.evaluate.evaluator import split_of
+from tevq.grid import choose
+from tevq.report import plots_examples
+from tevq.runs.run import open_run
 
 NUMBERS = class_names("mnist")
 

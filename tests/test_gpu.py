@@ -15,17 +15,20 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tevq import losses, presets, sampling, scenes, stage1, stage2
-from tevq.classifier import Classifier
-from tevq.items import load_items
-from tevq.judge import encode_scenes
-from tevq.loop import CHECK_EVERY, Batches, Loop
-from tevq.machine import Machine
-from tevq.runs import open_run
-from tevq.transformer import Transformer
-from tevq.vqgan import VQGAN
+from tevq import presets
+from tevq.data import scenes
+from tevq.data.source import load_source
+from tevq.evaluate.evaluator import encode_scenes
+from tevq.models import losses, sampling
+from tevq.models.classifier import Classifier
+from tevq.models.transformer import Transformer
+from tevq.models.vqgan import VQGAN
+from tevq.runs.devices import Device
+from tevq.runs.run import open_run
+from tevq.train import stage1, stage2
+from tevq.train.loop import CHECK_EVERY, Batches, Loop
 
-GPU = Machine(torch.device("cuda"), torch.bfloat16)
+GPU = Device(torch.device("cuda"), torch.bfloat16)
 BATCH, GRID = 4, 4  # the generator's grid is small: painting takes GRID * GRID steps
 
 
@@ -71,27 +74,27 @@ def networks():
     """Everything a cell of preset gpu trains, built before the GPU is pretended."""
     s = presets.load("gpu", "te", 0)
     model = VQGAN(s.stage1)
-    critic = losses.PatchDiscriminator(s.stage1.disc_channels, s.stage1.disc_layers)
+    discriminator = losses.PatchDiscriminator(s.stage1.disc_channels, s.stage1.disc_layers)
     generator = Transformer(50, s.stage1.codes, 40, GRID, s.stage2.dim, 2, s.stage2.heads,
                             window=s.stage2.window, neighbours=s.stage2.neighbours,
                             dtype=torch.bfloat16)
-    judge = Classifier(s.classifier.width).eval().requires_grad_(False)
-    return s, model, critic, generator, judge
+    evaluator = Classifier(s.classifier.width).eval().requires_grad_(False)
+    return s, model, discriminator, generator, evaluator
 
 
 @pytest.fixture
 def drawn():
     """Scenes and the items they show."""
-    return scenes.load_scenes(tiny().data, "val"), load_items("digits", "test")
+    return scenes.load_scenes(tiny().data, "val"), load_source("digits", "test")
 
 
 def test_stage1_steps(networks, drawn, pretend, monkeypatch):
-    s, model, critic, _, judge = networks
+    s, model, discriminator, _, evaluator = networks
     found, items = drawn
     items = items.to(GPU.device)
     monkeypatch.setattr(stage1, "VQGAN", lambda _: model)
-    monkeypatch.setattr(losses, "PatchDiscriminator", lambda *_: critic)
-    learner = stage1.Learner(s.stage1, GPU, losses.feature_distance(judge.to(GPU.device)))
+    monkeypatch.setattr(losses, "PatchDiscriminator", lambda *_: discriminator)
+    learner = stage1.Learner(s.stage1, GPU, losses.feature_distance(evaluator.to(GPU.device)))
     usage = torch.zeros(s.stage1.codes, device=GPU.device)
     with NoWaiting():
         x = scenes.render(found, items, np.arange(BATCH))
@@ -100,8 +103,8 @@ def test_stage1_steps(networks, drawn, pretend, monkeypatch):
             numbers, y, codes = learner.generator_step(x, adversarial)
             usage += stage1.count(codes, s.stage1.codes)
             assert y.dtype == torch.bfloat16 and codes.shape == (BATCH, 16, 16)
-        pretend[:] = [learner.critic]
-        numbers |= learner.critic_step(x, y)
+        pretend[:] = [learner.discriminator]
+        numbers |= learner.discriminator_step(x, y)
     assert {"critic_loss", "adaptive_weight", "gradient_norm"} <= set(numbers)
     assert all(value.device == x.device for value in numbers.values())
 
@@ -123,8 +126,8 @@ def test_stage2_steps(networks, pretend):
 
 
 def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
-    s, model, _, generator, judge = networks
-    for network in (model, generator, judge):
+    s, model, _, generator, evaluator = networks
+    for network in (model, generator, evaluator):
         network.to(GPU.device)
     found, items = drawn
     items = items.to(GPU.device)
@@ -135,7 +138,7 @@ def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
         codes = model.codes(x.contiguous(memory_format=torch.channels_last))
         painted = sampling.generate_images(generator, text, seeds, 1.0, 38)
         y = model.decode_codes(codes)
-    labels, colours = judge.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
+    labels, colours = evaluator.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
     assert encode_scenes(model, found, items, GPU).device.type == "cpu"  # read back at the end
     assert x.device == codes.device == painted.device == labels.device == colours.device
     assert painted.shape == (BATCH, GRID, GRID) and y.shape == x.shape

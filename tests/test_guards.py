@@ -32,31 +32,18 @@ import numpy as np
 import pytest
 import torch
 
-from tevq import (
-    captions,
-    checkpoint,
-    classifier,
-    equivariance,
-    items,
-    loop,
-    machine,
-    presets,
-    pretrained,
-    quantizer,
-    report,
-    runs,
-    sampling,
-    scenes,
-    scoring,
-    settings,
-    stage1,
-    stage2,
-    stats,
-    tables,
-    tokenizer,
-    transformer,
-    vqgan,
-)
+from tevq import config as settings
+from tevq import presets, pretrained
+from tevq.data import captions, scenes, tokenizer
+from tevq.data import source as items
+from tevq.evaluate import equivariance
+from tevq.evaluate import metrics as scoring
+from tevq.models import classifier, quantizer, sampling, transformer, vqgan
+from tevq.report import pages as report
+from tevq.report import stats, tables
+from tevq.runs import checkpoint, devices
+from tevq.runs import run as runs
+from tevq.train import loop, stage1, stage2
 
 ROOT = Path(__file__).resolve().parent.parent
 LAPTOP = ROOT / "results" / "laptop"
@@ -68,7 +55,7 @@ TEXTS = (
     "the upper left is white zero.",
     "the center is red two.",
 )
-SMALL = settings.Data(source="digits", train=60, val=10, test=15, seed=3)
+SMALL = settings.DataConfig(source="digits", train=60, val=10, test=15, seed=3)
 TINY = {
     "precision": "float32", "data.train": 60, "data.val": 10, "data.test": 10,
     "classifier.width": 4, "classifier.steps": 4, "classifier.batch": 16,
@@ -114,7 +101,7 @@ def run_names() -> dict:
 
 
 def labels_of(source: str, split: str) -> np.ndarray:
-    return items.load_items(source, scenes.part_of(split)).labels.numpy()
+    return items.load_source(source, scenes.part_of(split)).labels.numpy()
 
 
 def digit_scenes() -> dict:
@@ -123,7 +110,7 @@ def digit_scenes() -> dict:
     found: dict = {"vocabulary": list(words.words), "length": words.length}
     for split in ("train", "val", "val_seen", "test", "test_seen"):
         made = scenes.build(SMALL, split, labels_of("digits", split))
-        shown = items.load_items("digits", scenes.part_of(split))
+        shown = items.load_source("digits", scenes.part_of(split))
         x = scenes.render(made, shown, slice(0, 10))
         pixels = ((x + 1) * 127.5).round().to(torch.uint8).numpy()
         clauses = made.clauses(0)
@@ -140,12 +127,12 @@ def real_scenes() -> dict:
     """Scenes of MNIST and Fashion-MNIST: a small data set, and all of preset laptop."""
     found: dict = {}
     for source in ("mnist", "fashion"):
-        small = settings.Data(source=source, train=200, val=20, test=20, seed=0)
+        small = settings.DataConfig(source=source, train=200, val=20, test=20, seed=0)
         whole = dataclasses.replace(presets.load("laptop").data, source=source)
         for split in scenes.SPLITS:
             labels = labels_of(source, split)
             found[f"{source} {split}"] = {
-                "items": items.load_items(source, scenes.part_of(split)).sha256(),
+                "items": items.load_source(source, scenes.part_of(split)).sha256(),
                 "small": scenes.build(small, split, labels).sha256(),
                 "laptop": scenes.build(whole, split, labels).sha256(),
             }
@@ -170,10 +157,10 @@ def order_of_the_data() -> dict:
     return {
         "batches": {str(step): batches[step].tolist() for step in (0, 1, 3, 4, 5, 11, 2)},
         "generator": {str(numbers): torch.randint(
-            0, 1 << 31, (4,), generator=machine.generator(*numbers)).tolist()
+            0, 1 << 31, (4,), generator=devices.generator(*numbers)).tolist()
             for numbers in ((0,), (1, 2), (7, 0, 3))},
         "uniform": sampling.uniform(torch.tensor([0, 1, 5 << 32, (5 << 32) + 1]), 3).tolist(),
-        "turns": "".join(stage2.turn(step, settings.Stage2(t2i_share=0.75))[0]
+        "turns": "".join(stage2.direction_of(step, settings.Stage2Config(t2i_share=0.75))[0]
                          for step in range(12)),
         "rates": [round(stage2.schedule(name, step, 40, 5), 9)
                   for name in ("linear", "restarts", "constant") for step in (0, 3, 5, 20, 39)],
@@ -274,7 +261,7 @@ def training() -> dict:
 
 def processor() -> dict:
     """What decides the rounding of sums, which a training magnifies."""
-    on = machine.record(machine.Machine(torch.device("cpu"), torch.float32))
+    on = devices.record(devices.Device(torch.device("cpu"), torch.float32))
     return {"name": on["device_name"], "torch": torch.__version__,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "limit": os.environ.get("ONEDNN_MAX_CPU_ISA", "")}
@@ -338,13 +325,13 @@ def described(pixels: dict[str, np.ndarray]) -> dict:
 def judged() -> dict:
     """Scores that the shipped classifier gives to drawn scenes and to reconstructions."""
     made = scenes.build(SMALL, "test", labels_of("digits", "test"))
-    x = scenes.render(made, items.load_items("digits", "test"))
+    x = scenes.render(made, items.load_source("digits", "test"))
     found: dict = {}
     for variant in SHIPPED:
-        judge = shipped(variant).judge
-        codes = judge.quantizer.codes(x)
-        for name, scores in (("drawn", judge.score_images(x, made)),
-                             ("reconstructed", judge.score_codes(codes, made))):
+        evaluator = shipped(variant).evaluator
+        codes = evaluator.quantizer.codes(x)
+        for name, scores in (("drawn", evaluator.score_images(x, made)),
+                             ("reconstructed", evaluator.score_codes(codes, made))):
             found[f"{variant} {name}"] = {metric: [float(score.correct.sum()), int(score.n.sum())]
                                           for metric, score in scores.items()}
     return found
@@ -352,10 +339,10 @@ def judged() -> dict:
 
 def equivariances() -> dict:
     """Equation 2 of the shipped quantizers on a few digits."""
-    probe = equivariance.Probe(items.load_items("digits", "test"), 5, 0)
+    probe = equivariance.Probe(items.load_source("digits", "test"), 5, 0)
     return {variant: [{key: row[key] for key in ("measure", "cells", "agreement", "kappa")}
                       for row in equivariance.measure(
-                          equivariance.compare(shipped(variant).judge.quantizer, probe))]
+                          equivariance.compare(shipped(variant).evaluator.quantizer, probe))]
             for variant in SHIPPED}
 
 
@@ -437,7 +424,7 @@ def rebuilt(preset: str, tree: dict) -> settings.Settings:
 
 
 def test_the_repository_is_found():
-    assert machine.ROOT == ROOT
+    assert devices.ROOT == ROOT
     assert tables.PAPER.is_file() and len(tables.published(1))
 
 
@@ -455,12 +442,12 @@ def test_committed_runs_have_the_names_of_their_settings():
 
 def test_the_published_cells_are_the_committed_runs():
     """Seeds 3 to 5 were trained for the main comparison only: the tables call the rest missing."""
-    study = report.published_study()
-    assert Path(study.results) == ROOT / "results"
+    grid = report.published_grid()
+    assert Path(grid.results) == ROOT / "results"
     told = {(run, state) for name in report.NAMES for run, state in zip(
-        *(tables.read(study, name)[column] for column in ("run", "state")), strict=True)}
+        *(tables.read(grid, name)[column] for column in ("run", "state")), strict=True)}
     found, used = set(), set()
-    for cell in tables.cells(study):
+    for cell in tables.cells(grid):
         kinds = {cell.kind, "classifier", "stage1"} | (
             {"stage2"} if cell.kind == "evaluation" else set())
         opened = [runs.open_run(cell.settings, kind, cell.results) for kind in sorted(kinds)]
@@ -490,7 +477,7 @@ def test_shipped_weights_fit_the_networks_exactly():
         elif kind == "stage1":
             model = vqgan.VQGAN(cell.stage1)
         else:
-            model = stage2.build(cell, shipped(variant).judge)
+            model = stage2.build(cell, shipped(variant).evaluator)
         model.load_state_dict(weights, strict=True)
 
 
@@ -511,9 +498,9 @@ def test_shipped_models_describe_the_recorded_pixels():
 
 
 def test_tables_rebuilt_from_the_runs_are_the_committed_ones(tmp_path):
-    study = report.published_study()
-    elsewhere = dataclasses.replace(study, results=str(tmp_path))
-    written = tables.write(elsewhere, tables.build(study))
+    grid = report.published_grid()
+    elsewhere = dataclasses.replace(grid, results=str(tmp_path))
+    written = tables.write(elsewhere, tables.build(grid))
     committed = sorted((LAPTOP / "tables").glob("*.csv"))
     assert sorted(path.name for path in written) == [path.name for path in committed]
     for path in committed:

@@ -11,10 +11,11 @@ import pytest
 from fakes import write_all
 from safetensors.torch import save
 
-from tevq import machine, notebook
+from tevq import notebook
 from tevq.__main__ import main
-from tevq.checkpoint import DamagedFileError, load_tree
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
+from tevq.runs import devices
+from tevq.runs.checkpoint import DamagedFileError, load_tree
 
 pytestmark = pytest.mark.promise("no-code")
 RUNNING_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -47,7 +48,7 @@ def test_the_search_finds_planted_faults(bad):
 
 def test_nothing_in_the_package_runs_data():
     """Planted fault: torch.save in checkpoint.py."""
-    for path in (machine.ROOT / "tevq").glob("*.py"):
+    for path in (devices.ROOT / "tevq").glob("*.py"):
         assert not code_that_runs_data(path.read_text()), path.name
 
 

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torchvision.datasets import MNIST
 
-from tevq import items
-from tevq.items import Items, cache_folder, data_root, load_items
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
+from tevq.data import source as items
+from tevq.data.source import SourceImages, cache_folder, data_root, load_source
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return {part: load_items("digits", part) for part in items.PARTS}
+    return {part: load_source("digits", part) for part in items.PARTS}
 
 
 def test_digits_are_all_of_scikit_learns_enlarged_once(digits):
@@ -57,7 +57,7 @@ def test_class_words_are_single_and_different():
     (("mnst", "train"), "mnist"), (("digits", "training"), "train")])
 def test_unknown_names_are_refused_with_a_hint(arguments, hint):
     with pytest.raises(SettingsError, match=f"(?s)allowed.*did you mean '{hint}'"):
-        load_items(*arguments)
+        load_source(*arguments)
 
 
 def test_folders_follow_the_environment(monkeypatch, tmp_path):
@@ -76,10 +76,10 @@ def test_hash_sees_pixels_and_labels(digits):
     changed, moved = images.clone(), labels.clone()
     changed[3, 14, 14] += 1
     moved[3] += 1
-    hashes = {Items(*pair).sha256() for pair in
+    hashes = {SourceImages(*pair).sha256() for pair in
               [(images, labels), (changed, labels), (images, moved), (images[:-1], labels[:-1])]}
     assert len(hashes) == 4
-    assert Items(images.clone(), labels.clone()).sha256() in hashes
+    assert SourceImages(images.clone(), labels.clone()).sha256() in hashes
 
 
 # -------------------------------------------------------------------- files in the IDX format
@@ -104,7 +104,7 @@ def raw(monkeypatch, tmp_path):
 
 
 def test_idx_files_load(raw):
-    train, test = load_items("mnist", "train"), load_items("mnist", "test")
+    train, test = load_source("mnist", "train"), load_source("mnist", "test")
     assert train.images.shape == (30, 28, 28) and test.images.shape == (20, 28, 28)
     assert train.images[7, 3, 5] == (7 * 784 + 3 * 28 + 5) % 251
     assert test.labels.dtype == torch.int64 and test.labels.tolist() == [*range(10)] * 2
@@ -132,7 +132,7 @@ def scramble(path):
 def test_damaged_files_end_in_one_clear_line(raw, name, damage):
     damage(raw / name)
     with pytest.raises(SettingsError) as error:
-        load_items("mnist", "train")
+        load_source("mnist", "train")
     text = str(error.value)
     assert "\n" not in text and "damaged" in text and str(raw) in text and '"digits"' in text
 
@@ -150,7 +150,7 @@ def test_failed_download_says_which_files_go_where(monkeypatch, tmp_path, capsys
     monkeypatch.setenv("TEVQ_DATA", str(tmp_path))
     for source, folder in (("mnist", "MNIST"), ("fashion", "FashionMNIST")):
         with pytest.raises(SettingsError) as error:
-            load_items(source, "test")
+            load_source(source, "test")
         text = str(error.value)
         assert "\n" not in text and "no route to host" in text and '"digits" ' not in text[:20]
         assert str(tmp_path / folder / "raw") in text and 'source "digits"' in text
@@ -168,6 +168,6 @@ def test_missing_files_are_downloaded_once(monkeypatch, raw):
 
     monkeypatch.setattr(MNIST, "download", fetch)
     path.unlink()
-    assert len(load_items("mnist", "test").labels) == 20 and len(calls) == 1
-    load_items("mnist", "train")
+    assert len(load_source("mnist", "test").labels) == 20 and len(calls) == 1
+    load_source("mnist", "train")
     assert len(calls) == 1

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tevq import lock
-from tevq.atomic import StorageError
+from tevq.runs import lock
+from tevq.runs.storage import StorageError
 
 pytestmark = pytest.mark.promise("two-runs")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tevq import losses
-from tevq.classifier import Classifier
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
+from tevq.models import losses
+from tevq.models.classifier import Classifier
 
 
 @pytest.fixture
@@ -16,13 +16,13 @@ def images():
 
 def test_feature_distance_is_the_difference_of_unit_features(images):
     torch.manual_seed(0)
-    judge = Classifier(8).eval().requires_grad_(False)
+    evaluator = Classifier(8).eval().requires_grad_(False)
     x, y = images
     expected = 0
-    for a, b in zip(judge.features(x), judge.features(y), strict=True):
+    for a, b in zip(evaluator.features(x), evaluator.features(y), strict=True):
         a, b = (f / (f.square().sum(1, keepdim=True) + 1e-6).sqrt() for f in (a, b))
         expected += (a - b).square().sum(1).mean()
-    distance = losses.feature_distance(judge)
+    distance = losses.feature_distance(evaluator)
     torch.testing.assert_close(distance(x, y), expected, rtol=1e-3, atol=1e-4)
     assert distance(x, x) == pytest.approx(0, abs=1e-4)
     y = y.clone().requires_grad_()
@@ -59,8 +59,8 @@ def test_lpips_ranks_a_closer_image_closer(monkeypatch):
 
 
 def test_discriminator_shape_and_hinge():
-    critic = losses.PatchDiscriminator(8, 3)
-    assert critic(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
+    discriminator = losses.PatchDiscriminator(8, 3)
+    assert discriminator(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
     real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
     assert losses.hinge_loss(real, fake) == pytest.approx(0.5 * (0.5 + 1.0))
 

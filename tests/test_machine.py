@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tevq import machine
+from tevq.runs import devices
 
 PROGRAM = """
 import resource, torch
@@ -25,12 +25,12 @@ print(faults() - before)
 
 def faults(first: str) -> int:
     """Pages that the kernel had to hand out for ten tensors, one after the other."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(first=first)], cwd=machine.ROOT,
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(first=first)], cwd=devices.ROOT,
                           capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not machine.keep_freed_memory(), reason="the C library has no mallopt")
+@pytest.mark.skipif(not devices.keep_freed_memory(), reason="the C library has no mallopt")
 def test_freed_memory_is_kept_for_the_next_step():
     """Planted fault: `detect` does not ask for it."""
     assert faults("") > 10 * 1_000  # a fault a page, or a huge page at a time

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tevq.muon import Muon, block_matrices, orthogonalise
-from tevq.transformer import Transformer
+from tevq.models.transformer import Transformer
+from tevq.train.muon import Muon, block_matrices, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 96, 32), (2, 32, 128)])

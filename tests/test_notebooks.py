@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tevq import graph, notebook, presets, selftest, tidy, webpage
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
 from tevq.tidy import CHECKED
 
 KNOWN_TAGS = {"parameters", CHECKED}
@@ -163,9 +163,9 @@ def test_tiny_copies_start_with_the_tiny_settings(tmp_path: Path):
     for name in graph.NOTEBOOKS:
         values = graph.parameters_of(graph.read(tmp_path / "copies", name))
         assert values.keys() == graph.NOTEBOOKS[name].keys()
-        study = notebook.start(values, name)
-        assert study.settings.stage1.steps == selftest.TINY["stage1.steps"]
-        assert study.folder == tmp_path / "results/smoke"
+        grid = notebook.start(values, name)
+        assert grid.settings.stage1.steps == selftest.TINY["stage1.steps"]
+        assert grid.folder == tmp_path / "results/smoke"
 
 
 def test_formulas_become_mathml_and_code_does_not():

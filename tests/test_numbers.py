@@ -8,9 +8,9 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import loop, stage1, stage2
-from tevq.loop import NumbersError
-from tevq.runs import open_run
+from tevq.runs.run import open_run
+from tevq.train import loop, stage1, stage2
+from tevq.train.loop import NumbersError
 
 pytestmark = pytest.mark.promise("numbers")
 

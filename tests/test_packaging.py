@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tevq
-from tevq.graph import ROOT, _imports
+from tevq.graph import ROOT
 
 # A stand-in for python3: `-m venv` makes another stand-in, everything else is written down
 STAND_IN = """#!/bin/sh
@@ -104,22 +104,6 @@ def test_package_and_requirements_agree():
     assert len(wanted) >= 5
     assert wanted.items() <= requirements().items()
     assert f"version: {tevq.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-
-
-def test_training_imports_only_what_the_package_requires():
-    """Plots, tables and notebook tools are not needed to train and evaluate."""
-    light = {"torch", "torchvision", "numpy", "sklearn", "filelock", "tevq"}
-    waiting, seen = {"train", "evaluation"}, set()
-    while waiting:
-        seen.add(name := waiting.pop())
-        text = (ROOT / "tevq" / f"{name}.py").read_text()
-        for line in ast.parse(text).body:  # imports inside functions are made when needed
-            names = [line.module] if isinstance(line, ast.ImportFrom) else []
-            names += [alias.name for alias in line.names] if isinstance(line, ast.Import) else []
-            roots = {str(name).split(".")[0] for name in names} - set(sys.stdlib_module_names)
-            assert roots <= light, f"{name}.py imports {roots - light}"
-        found = {other for other in _imports(text) if (ROOT / "tevq" / f"{other}.py").exists()}
-        waiting |= found - seen
 
 
 def test_files_stay_small():

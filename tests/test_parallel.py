@@ -12,8 +12,12 @@ import torch
 from small import TINY, tiny
 from test_training import same_tree
 
-from tevq import execute, graph, losses, machine, parallel, stage1, stage2, train
-from tevq.runs import open_run
+from tevq import execute, graph
+from tevq.models import losses
+from tevq.runs import devices
+from tevq.runs.run import open_run
+from tevq.train import launch as train
+from tevq.train import parallel, stage1, stage2
 
 CHILD = str(Path(__file__).parent / "parallel_child.py")
 # (last early step, relative tolerance up to it, and after it) of every logged number. Sums in
@@ -83,7 +87,7 @@ def on_two_ranks(monkeypatch, work):
         found[rank] = work(rank)
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "processes", lambda: 2)
+        patch.setattr(devices, "processes", lambda: 2)
         patch.setattr(parallel, "total", total)
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
         for thread in threads:
@@ -97,12 +101,12 @@ def adversarial(real, fake, scale):
     """Adaptive weight (fake's own scale as last layer), and the discriminator's gradients."""
     with ONE_AT_A_TIME:  # both ranks are threads here and share the random numbers
         torch.manual_seed(0)
-        critic = losses.PatchDiscriminator(8, 2).double()
+        discriminator = losses.PatchDiscriminator(8, 2).double()
     y = fake * scale
-    weight = losses.adaptive_weight((y - real).square().mean(), -critic(y).mean(), scale)
-    losses.hinge_loss(critic(real), critic(y.detach())).backward()
-    parallel.average_gradients(critic)
-    return weight, [p.grad for p in critic.parameters()], dict(critic.named_buffers())
+    weight = losses.adaptive_weight((y - real).square().mean(), -discriminator(y).mean(), scale)
+    losses.hinge_loss(discriminator(real), discriminator(y.detach())).backward()
+    parallel.average_gradients(discriminator)
+    return weight, [p.grad for p in discriminator.parameters()], dict(discriminator.named_buffers())
 
 
 def test_the_discriminator_sees_the_whole_batch(monkeypatch):
@@ -159,7 +163,7 @@ def test_the_folder_is_that_of_a_notebook(trained):
                for path in folder.rglob("*") if path.is_file()) for folder in trained)
     assert both == one  # but for checksums
     run = open_run(tiny(), "stage1", trained[1])
-    assert run.usable and '"processes": 2' in (run.folder / "config.json").read_text()
+    assert run.has_weights and '"processes": 2' in (run.folder / "config.json").read_text()
     assert train.main(words("stage1", trained[1])) == 0  # found finished
 
 

@@ -11,7 +11,7 @@ from fakes import write_all, write_notebook
 
 from tevq import execute, graph, pipeline
 from tevq.__main__ import main
-from tevq.study import FRACTION, choose
+from tevq.grid import FRACTION, choose
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return labels
 
 
-def study(tmp_path: Path, variants: str = "sc,te", tables: str = "1", **more):
+def grid(tmp_path: Path, variants: str = "sc,te", tables: str = "1", **more):
     return choose(variants=variants, tables=tables, results=str(tmp_path / "results"), **more)
 
 
@@ -95,28 +95,28 @@ def test_threads_do_not_depend_on_what_is_skipped():
 
 
 def test_finished_and_unchanged_is_skipped(tmp_path, folder, launched):
-    assert run(pipeline.plan(study(tmp_path), folder=folder)) == 0
+    assert run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
     assert launched[0] == "01_dataset" and launched[-1] == "06_discussion"
     assert len(launched) == len(set(launched)) == 8
-    again = pipeline.plan(study(tmp_path), folder=folder)
+    again = pipeline.plan(grid(tmp_path), folder=folder)
     assert not again.to_run and run(again) == 0 and len(launched) == 8
 
 
 def why(tmp_path, folder, label, **more) -> str:
-    return pipeline.plan(study(tmp_path, **more), folder=folder).reasons[label]
+    return pipeline.plan(grid(tmp_path, **more), folder=folder).reasons[label]
 
 
 def test_a_change_runs_again_with_what_follows(tmp_path, folder, launched):
-    run(pipeline.plan(study(tmp_path), folder=folder))
+    run(pipeline.plan(grid(tmp_path), folder=folder))
     write_notebook(folder, "03_stage1", "1 + 1")
-    changed = pipeline.plan(study(tmp_path), folder=folder)
+    changed = pipeline.plan(grid(tmp_path), folder=folder)
     assert changed.reasons["03_stage1-te-s0"] == "changed: notebook"
     assert "changed" in changed.reasons["06_discussion"]
     assert changed.reasons["01_dataset"] == ""
 
 
 def test_only_the_settings_a_notebook_depends_on_count(tmp_path, folder, launched):
-    run(pipeline.plan(study(tmp_path), folder=folder))
+    run(pipeline.plan(grid(tmp_path), folder=folder))
     more = {"overrides": {"stage2.lr": 0.5}}
     assert why(tmp_path, folder, "03_stage1-te-s0", **more) == ""
     assert why(tmp_path, folder, "04_stage2-te-s0", **more) == "changed: settings"
@@ -125,12 +125,12 @@ def test_only_the_settings_a_notebook_depends_on_count(tmp_path, folder, launche
 
 @pytest.mark.promise("grid")
 def test_missing_outputs_run_again(tmp_path, folder, launched):
-    run(pipeline.plan(study(tmp_path), folder=folder))
-    made = pipeline.plan(study(tmp_path), folder=folder)
+    run(pipeline.plan(grid(tmp_path), folder=folder))
+    made = pipeline.plan(grid(tmp_path), folder=folder)
     made.copy("05_evaluation").with_suffix(".html").unlink()
     assert "05_evaluation.html is missing" in why(tmp_path, folder, "05_evaluation")
     assert why(tmp_path, folder, "06_discussion") == "after 05_evaluation"
-    forced = pipeline.plan(study(tmp_path), "05", force=True, folder=folder)
+    forced = pipeline.plan(grid(tmp_path), "05", force=True, folder=folder)
     assert [node.label for node in forced.to_run] == ["05_evaluation"]
     run(forced)
     assert why(tmp_path, folder, "06_discussion") == "older than 05_evaluation"
@@ -144,7 +144,7 @@ def test_results_a_notebook_wrote_are_looked_after(tmp_path, folder, monkeypatch
         return execute.Outcome("done")
 
     monkeypatch.setattr(execute, "launch", launch)
-    run(pipeline.plan(study(tmp_path), "05", folder=folder))
+    run(pipeline.plan(grid(tmp_path), "05", folder=folder))
     (tmp_path / "results/smoke/tables/table1.csv").unlink()
     assert "table1.csv is missing" in why(tmp_path, folder, "05_evaluation")
 
@@ -152,7 +152,7 @@ def test_results_a_notebook_wrote_are_looked_after(tmp_path, folder, monkeypatch
 def test_a_change_of_imported_code_is_seen(monkeypatch, tmp_path):
     package = tmp_path / "tevq"
     package.mkdir()
-    (package / "scenes.py").write_text("from tevq.items import x\n")
+    (package / "scenes.py").write_text("from tevq.data.source import x\n")
     (package / "items.py").write_text("x = 1\n")
     (package / "vqgan.py").write_text("y = 1\n")
     monkeypatch.setattr(graph, "__file__", str(package / "graph.py"))
@@ -167,7 +167,7 @@ def test_a_change_of_imported_code_is_seen(monkeypatch, tmp_path):
 @pytest.mark.promise("grid")
 def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder):
     """Planted fault: a node runs although one that it needs has failed."""
-    made = pipeline.plan(study(tmp_path), folder=folder)
+    made = pipeline.plan(grid(tmp_path), folder=folder)
     said, order = [], []
 
     def start(node: graph.Node, stop: threading.Event) -> execute.Outcome:
@@ -185,7 +185,7 @@ def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder):
 
 
 def test_never_more_side_by_side_than_asked(tmp_path, folder):
-    made = pipeline.plan(study(tmp_path, "mb,mp,cb,sc,te"), folder=folder)
+    made = pipeline.plan(grid(tmp_path, "mb,mp,cb,sc,te"), folder=folder)
     lock, now, most = threading.Lock(), [0], [0]
 
     def start(node: graph.Node, stop: threading.Event) -> execute.Outcome:

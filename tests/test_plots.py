@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from tevq import plots, plots_data, plots_generator, plots_quantizer, presets
-from tevq.captions import COLOURS, UNUSED
-from tevq.items import CLASS_NAMES
-from tevq.scenes import CASES, HELD_OUT, Scenes, build
-from tevq.settings import Data
+from tevq import presets
+from tevq.config import DataConfig
+from tevq.data.captions import COLOURS, UNUSED
+from tevq.data.scenes import CASES, HELD_OUT, Scenes, build
+from tevq.data.source import CLASS_NAMES
+from tevq.report import plots_data, plots_generator, plots_quantizer, style
 
 NAMES = CLASS_NAMES["digits"]
 
 
 def some_scenes(split: str = "train", n: int = 300) -> Scenes:
-    data = Data(train=n, val=n, test=n)
+    data = DataConfig(train=n, val=n, test=n)
     return build(data, split, np.arange(200) % 10)
 
 
@@ -25,16 +26,16 @@ def marked(axis, label: str) -> list:
 
 
 def test_every_variant_has_its_own_colour_and_name():
-    for table in (plots.COLOURS_OF, plots.MARKERS_OF, plots.NAMES_OF):
+    for table in (style.COLOURS_OF, style.MARKERS_OF, style.NAMES_OF):
         assert list(table) == list(presets.VARIANTS)
         assert len(set(table.values())) == len(table)
-    assert list(plots.CASE_COLOURS) == list(CASES)
-    assert plots.line_of("te")["linewidth"] > plots.line_of("sc")["linewidth"]
+    assert list(style.CASE_COLOURS) == list(CASES)
+    assert style.line_of("te")["linewidth"] > style.line_of("sc")["linewidth"]
 
 
 def test_pixels_of_an_image():
     image = torch.tensor([-1.0, 0.0, 3.0]).view(3, 1, 1)
-    assert plots.pixels(image).tolist() == [[[0.0, 0.5, 1.0]]]
+    assert style.pixels(image).tolist() == [[[0.0, 0.5, 1.0]]]
 
 
 def test_combinations_agree_with_counting_clauses():
@@ -86,11 +87,11 @@ def test_code_map_marks_exactly_the_cells_that_differ(seed):
 
 def test_code_image_and_code_map_share_their_colours():
     codes = torch.arange(12).view(3, 4)
-    image = plots.code_image(codes, 12)
+    image = style.code_image(codes, 12)
     assert image.shape == (3, 3, 4) and image.min() >= -1 and image.max() <= 1
     assert len({tuple(pixel) for pixel in image.flatten(1).T.tolist()}) == 12
-    expected = plots.code_colours(12)(7)[:3]
-    assert plots.pixels(image)[1, 3] == pytest.approx(expected)
+    expected = style.code_colours(12)(7)[:3]
+    assert style.pixels(image)[1, 3] == pytest.approx(expected)
 
 
 def sweep_rows(values: list[float]) -> list[dict]:
@@ -103,9 +104,9 @@ def test_sweep_draws_every_variant_and_names_the_missing():
     figure = plots_quantizer.sweep(rows, 4, [torch.zeros(3, 64, 64)] * 2, absent=["mb"])
     below = figure.axes[2]
     drawn = {line.get_color(): list(line.get_ydata()) for line in below.lines
-             if line.get_color() in plots.COLOURS_OF.values()}
-    assert drawn[plots.COLOURS_OF["sc"]] == [1.0, 0.2, 0.4]
-    assert drawn[plots.COLOURS_OF["te"]] == [1.0, 0.6, 0.8]
+             if line.get_color() in style.COLOURS_OF.values()}
+    assert drawn[style.COLOURS_OF["sc"]] == [1.0, 0.2, 0.4]
+    assert drawn[style.COLOURS_OF["te"]] == [1.0, 0.6, 0.8]
     assert any("mb" in text.get_text() for text in figure.texts)
 
 
@@ -126,7 +127,7 @@ def test_a_collapsed_codebook_is_named_in_the_measures():
 def test_curves_leave_out_what_was_not_logged():
     rows = [{"step": 20, "l1": 0.5}, {"step": 40, "l1": 0.25, "critic_loss": 1.0}]
     panels = [("L1", "", {"l1": "L1"}), ("D", "", {"critic_loss": "D"}), ("none", "", {"a": "a"})]
-    first, second, third = plots.curves(rows, panels).axes
+    first, second, third = style.curves(rows, panels).axes
     assert list(first.lines[0].get_ydata()) == [0.5, 0.25]
     assert list(second.lines[0].get_xdata()) == [40]
     assert "nothing logged" in third.texts[0].get_text()
@@ -165,7 +166,7 @@ def test_sliders_redraw_and_need_no_output_widget(monkeypatch):
         figure.text(0, 0, f"{number} {name}")
         return figure
 
-    plots.explore(draw, number=(0, 9), name=["a", "b"])
+    style.explore(draw, number=(0, 9), name=["a", "b"])
     assert not any(isinstance(widget, ipywidgets.Output) for widget in made)
     slider, = (widget for widget in made if isinstance(widget, ipywidgets.IntSlider))
     picture, = (widget for widget in made if isinstance(widget, ipywidgets.Image))

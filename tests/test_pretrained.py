@@ -6,23 +6,27 @@ import pytest
 import torch
 from small import FEATURES, TINY
 
-from tevq import evaluation, judge, pretrained, stage1, stage2, tables
-from tevq.runs import open_run
-from tevq.settings import SettingsError
+from tevq import pretrained
+from tevq.config import SettingsError
+from tevq.evaluate import evaluate as evaluation
+from tevq.evaluate import evaluator
+from tevq.report import tables
+from tevq.runs.run import open_run
+from tevq.train import stage1, stage2
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A study with both variants trained, evaluated and saved, tiny."""
     stage1.KMEANS_VECTORS, evaluation.PROBE_ITEMS = FEATURES, 6
-    study = pretrained.chosen(tmp_path_factory.mktemp("results"), TINY, "smoke")
-    for cell in study.cells:
-        stage1.train(cell, study.results)
-        stage2.train(cell, study.results)
-        evaluation.evaluate(cell, study.results)
-    tables.write(study, tables.build(study))
-    pretrained.save(study)
-    return study
+    grid = pretrained.chosen(tmp_path_factory.mktemp("results"), TINY, "smoke")
+    for cell in grid.cells:
+        stage1.train(cell, grid.results)
+        stage2.train(cell, grid.results)
+        evaluation.evaluate(cell, grid.results)
+    tables.write(grid, tables.build(grid))
+    pretrained.save(grid)
+    return grid
 
 
 @pytest.fixture
@@ -35,10 +39,10 @@ def clone(trained, tmp_path):
 
 def test_a_clone_has_the_rounded_weights(trained, clone):
     runs = pretrained.runs_of(clone)
-    assert len(runs) == 5 and not any(run.usable for run in runs)
+    assert len(runs) == 5 and not any(run.has_weights for run in runs)
     assert pretrained.install(clone) == [run.name for run in runs]
     for original, run in zip(pretrained.runs_of(trained), runs, strict=True):
-        assert run.usable
+        assert run.has_weights
         for name, tensor in original.weights().items():
             got = run.weights()[name]
             assert got.dtype == tensor.dtype
@@ -85,9 +89,9 @@ def test_damage_and_other_settings_are_refused_in_one_line(clone):
 
 def test_paints_and_describes(trained):
     cell = trained.cells[1]
-    judged = judge.Judge.load(cell, trained.results)
+    judged = evaluator.Evaluator.load(cell, trained.results)
     te = pretrained.Generator(cell, judged, stage2.load(cell, judged, trained.results))
-    scenes, _ = judge.split_of(cell, "val", 4)
+    scenes, _ = evaluator.split_of(cell, "val", 4)
     texts = [judged.tokenizer.decode(row) for row in scenes.caption]
     images = te.paint(texts, seed=3)
     assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tevq.quantizer import Quantizer, codebook_health, nearest_codes, orthogonality
+from tevq.models.quantizer import Quantizer, codebook_health, nearest_codes, orthogonality
 
 
 @pytest.fixture

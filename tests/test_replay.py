@@ -8,14 +8,17 @@ import torch
 from small import tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tevq import losses, machine, replay, stage1, stage2
-from tevq.classifier import Classifier
-from tevq.machine import Machine
-from tevq.muon import Muon
-from tevq.transformer import Transformer
+from tevq.models import losses
+from tevq.models.classifier import Classifier
+from tevq.models.transformer import Transformer
+from tevq.runs import devices
+from tevq.runs.devices import Device
+from tevq.train import cuda_graph as replay
+from tevq.train import stage1, stage2
+from tevq.train.muon import Muon
 
-CPU = Machine(torch.device("cpu"), torch.float32)
-GPU = Machine(torch.device("cuda"), torch.bfloat16)
+CPU = Device(torch.device("cpu"), torch.float32)
+GPU = Device(torch.device("cuda"), torch.bfloat16)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -80,7 +83,7 @@ class Step:
 
 def test_on_a_processor_every_call_is_a_plain_one():
     step = Step()
-    called = replay.Replay(step, CPU)
+    called = replay.CudaGraph(step, CPU)
     for _ in range(9):
         called(torch.ones(2), 1)
     assert step.python == 9 and step.total.tolist() == [9, 9]
@@ -89,7 +92,7 @@ def test_on_a_processor_every_call_is_a_plain_one():
 def test_a_recorded_step_takes_new_inputs_and_returns_new_results(graphs):
     """Planted faults: inputs of the recording used again; a call lost to the recording."""
     step, plain = Step(), Step()
-    called = replay.Replay(step, GPU)
+    called = replay.CudaGraph(step, GPU)
     for number in range(12):
         x, scale = torch.tensor([number, 2.0 * number]), 1 + number % 2
         assert called(x, scale).tolist() == plain(x, scale).tolist()
@@ -105,7 +108,7 @@ def test_another_shape_is_another_recording(graphs):
         shapes.append(tuple(x.shape))
         return x
 
-    called = replay.Replay(step, GPU)
+    called = replay.CudaGraph(step, GPU)
     for shape in ((2, 3), (3, 2), (2, 3)):
         for _ in range(replay.EAGER + 2):
             called(torch.zeros(shape))
@@ -132,7 +135,7 @@ def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsy
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    called = replay.Replay(refuses, GPU)
+    called = replay.CudaGraph(refuses, GPU)
     for _ in range(9):
         called(torch.ones(2), 1)
     assert step.total.tolist() == [9, 9] and streams == [torch.cuda.current_stream()]
@@ -171,14 +174,14 @@ def test_muon_takes_a_rate_that_is_a_tensor():
 
 
 def stage1_steps(settings, replayed: bool) -> list[float]:
-    machine.seed_everything(0)
-    judge = Classifier(8).cuda().eval().requires_grad_(False)
-    learner = stage1.Learner(settings.stage1, GPU, losses.feature_distance(judge))
-    update = replay.Replay(learner.update, GPU) if replayed else learner.update
+    devices.seed_everything(0)
+    evaluator = Classifier(8).cuda().eval().requires_grad_(False)
+    learner = stage1.Learner(settings.stage1, GPU, losses.feature_distance(evaluator))
+    update = replay.CudaGraph(learner.update, GPU) if replayed else learner.update
     numbers = []
     for step in range(24):
         x = torch.rand(4, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
-        for optimizer in (learner.optimizer, learner.critic_optimizer):
+        for optimizer in (learner.optimizer, learner.discriminator_optimizer):
             replay.set_rate(optimizer.param_groups[0], 1e-3 / (step + 1))
         found, codes = update(2 * x - 1, step >= 12)
         numbers += [float(found["loss"].detach()), float(found["gradient_norm"]),
@@ -188,7 +191,7 @@ def stage1_steps(settings, replayed: bool) -> list[float]:
 
 
 def stage2_steps(settings, replayed: bool) -> list[float]:
-    machine.seed_everything(0)
+    devices.seed_everything(0)
     s = settings.stage2
     model = Transformer(50, 32, 40, 8, s.dim, s.depth, s.heads, window=s.window,
                         neighbours=s.neighbours, dtype=torch.bfloat16).cuda()
@@ -197,7 +200,7 @@ def stage2_steps(settings, replayed: bool) -> list[float]:
     def plain(text, codes, direction):
         return stage2.update(model, optimizers, s, text, codes, direction)
 
-    update = replay.Replay(plain, GPU) if replayed else plain
+    update = replay.CudaGraph(plain, GPU) if replayed else plain
     numbers = []
     for step in range(24):
         text = torch.randint(1, 50, (4, 40), device="cuda")
@@ -205,7 +208,7 @@ def stage2_steps(settings, replayed: bool) -> list[float]:
         for optimizer in optimizers.values():
             group = optimizer.param_groups[0]
             replay.set_rate(group, group["initial_lr"] / (step + 1))
-        found = update(text, codes, stage2.turn(step, s))
+        found = update(text, codes, stage2.direction_of(step, s))
         numbers += [float(found["loss"]), float(found["gradient_norm"])]
     assert not replayed or len(update.recordings) == 2
     return numbers

@@ -7,30 +7,32 @@ import pandas as pd
 import pytest
 import torch
 
-from tevq import machine, report, tables, views
-from tevq.runs import open_run
-from tevq.settings import SettingsError
-from tevq.study import choose
+from tevq.config import SettingsError
+from tevq.grid import choose
+from tevq.report import pages as report
+from tevq.report import tables, views
+from tevq.runs import devices
+from tevq.runs.run import open_run
 
 
 def test_the_readme_holds_exactly_what_the_tables_say():
     text = report.README.read_text()
-    assert report.updated(text, report.published_study()) == text
+    assert report.updated(text, report.published_grid()) == text
 
 
 @pytest.mark.promise("records")
 def test_the_committed_tables_come_from_committed_runs():
     """Rebuilding the tables from the run folders gives the files that are there."""
-    study = report.published_study()
-    for name, table in tables.build(study).items():
+    grid = report.published_grid()
+    for name, table in tables.build(grid).items():
         text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-        assert (study.table_folder / f"{name}.csv").read_text() == text, name
+        assert (grid.table_folder / f"{name}.csv").read_text() == text, name
 
 
 def test_links_and_pictures_of_the_readme_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", report.README.read_text()):
         if not target.startswith("http"):
-            assert (machine.ROOT / target).exists(), target
+            assert (devices.ROOT / target).exists(), target
 
 
 def test_markdown_and_missing_marks():
@@ -39,7 +41,7 @@ def test_markdown_and_missing_marks():
     assert table.splitlines() == ["| variant | of | Quad1 | mean |", "| --- | --- | --- | --- |",
                                   "| te | ours | 0.9 | – |"]
     with pytest.raises(SettingsError, match="lacks the lines"):
-        report.updated("no marks", report.published_study())
+        report.updated("no marks", report.published_grid())
 
 
 def test_minutes_of_unlike_machines_are_not_averaged(tmp_path):
@@ -48,7 +50,7 @@ def test_minutes_of_unlike_machines_are_not_averaged(tmp_path):
     for cell, seconds in zip(small.cells, (60, 180, 600, 120), strict=True):
         dtype = torch.float32 if seconds == 600 else torch.bfloat16
         run = open_run(cell, "stage2", tmp_path)
-        run.start(machine.Machine(torch.device("cpu"), dtype))
+        run.start(devices.Device(torch.device("cpu"), dtype))
         run.finish({"seconds": seconds})
     assert report._measured(small, "gpu", "stage2") == "–"
     words = report._measured(small, "smoke", "stage2").split("; ")
@@ -63,7 +65,7 @@ def test_captions_name_trainings_in_another_precision(tmp_path):
     table = tables.build(small)["table1"]
     for cell in small.cells:
         run, odd = open_run(cell, "stage1", tmp_path), (cell.variant, cell.seed) == ("te", 1)
-        run.start(machine.Machine(torch.device("cpu"), torch.float32 if odd else torch.bfloat16))
+        run.start(devices.Device(torch.device("cpu"), torch.float32 if odd else torch.bfloat16))
         if not odd:
             run.finish({})
     assert "trained in" not in views.caption(small, table)
@@ -75,12 +77,12 @@ def test_captions_name_trainings_in_another_precision(tmp_path):
 def test_results_in_short_with_and_without_runs(tmp_path):
     """Planted faults: tables of nothing shown, or those of something left out."""
     for name, done in (("none", False), ("all", True)):
-        study = choose("laptop", "sc,te", "0,1", results=str(tmp_path / name))
+        grid = choose("laptop", "sc,te", "0,1", results=str(tmp_path / name))
         if done:
-            fake_runs.finish(study)
-        built = tables.build(study)
-        tables.write(study, built)
-        text = report.block(study)
+            fake_runs.finish(grid)
+        built = tables.build(grid)
+        tables.write(grid, built)
+        text = report.block(grid)
         assert (f"<summary>{report.TABLE2}</summary>" in text) == done
         assert (f"<summary>{report.STRIDES}</summary>" in text) == done
         assert ("Student's interval" in text) == done
@@ -100,5 +102,5 @@ def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
     rows = [{"seed": s, "measure": "grid", "codes": 20, "baseline": 0.5, "merged": 0.7, "ours": o}
             for s, o in ((0, 0.9), (1, 0.7))]
     monkeypatch.setattr(report.plots_discussion, "at_equal_size", lambda found: pd.DataFrame(rows))
-    study = choose("smoke", "sc,te", "0")
-    assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in report.why(study)[1]
+    grid = choose("smoke", "sc,te", "0")
+    assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in report.why(grid)[1]

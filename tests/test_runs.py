@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from tevq import presets, runs
-from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.loop import Batches, Loop
-from tevq.runs import open_run
-from tevq.settings import SettingsError
+from tevq import presets
+from tevq.config import SettingsError
+from tevq.runs import run as runs
+from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.run import open_run
+from tevq.train.loop import Batches, Loop
 
 
 def settings(variant="te", seed=0, **overrides):
@@ -28,8 +29,8 @@ def test_a_run_folder_is_named_by_what_decides_it(tmp_path):
         assert open_run(other, "stage1", tmp_path).folder != base.folder
     third = open_run(settings(**{"stage2.fraction": 1 / 3}), "stage2", tmp_path)
     assert "-p33-" in third.folder.name
-    judge = open_run(settings("sc", 4, **{"data.train": 700}), "classifier", tmp_path)
-    assert judge.folder == open_run(settings(), "classifier", tmp_path).folder
+    evaluator = open_run(settings("sc", 4, **{"data.train": 700}), "classifier", tmp_path)
+    assert evaluator.folder == open_run(settings(), "classifier", tmp_path).folder
 
 
 def test_a_tree_survives_saving(tmp_path):
@@ -75,7 +76,7 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tevq.atomic.os.fsync", full)
+    monkeypatch.setattr("tevq.runs.storage.os.fsync", full)
     with pytest.raises(OSError):
         run.save(2, {"x": torch.zeros(2)})
     monkeypatch.undo()
@@ -86,37 +87,37 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
 @pytest.mark.promise("records")
 def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
     """Planted fault: the stored settings are not compared."""
-    from tevq import machine
+    from tevq.runs import devices
 
     run = open_run(settings(), "stage1", tmp_path)
-    run.start(machine.detect())
+    run.start(devices.detect())
     path = run.folder / "config.json"
     tree = json.loads(path.read_text())
     tree["settings"]["stage1"]["lr"] = 7.0
     path.write_text(json.dumps(tree))
     with pytest.raises(SettingsError, match="stage1.lr is 7.0 instead of"):
-        run.start(machine.detect())
+        run.start(devices.detect())
 
 
 @pytest.mark.promise("records")
 def test_a_training_does_not_go_on_with_other_weights_before_it(tmp_path):
     """Planted fault: after a resume the record names the later weights only."""
-    from tevq import machine
+    from tevq.runs import devices
 
     run = open_run(settings(), "stage2", tmp_path)
-    run.start(machine.detect(), {"stage1": "aa"})
-    run.start(machine.detect(), {"stage1": "bb"})  # nothing was trained yet
+    run.start(devices.detect(), {"stage1": "aa"})
+    run.start(devices.detect(), {"stage1": "bb"})  # nothing was trained yet
     run.save(1, {"a": torch.zeros(1)})
-    run.start(machine.detect(), {"stage1": "bb"})
+    run.start(devices.detect(), {"stage1": "bb"})
     with pytest.raises(SettingsError, match="begun on other weights: stage1 is 'bb' instead of"):
-        run.start(machine.detect(), {"stage1": "cc"})
+        run.start(devices.detect(), {"stage1": "cc"})
 
 
 def test_record_names_versions_commit_and_device(tmp_path):
-    from tevq import machine
+    from tevq.runs import devices
 
     run = open_run(settings(), "stage1", tmp_path)
-    run.start(machine.detect())
+    run.start(devices.detect())
     found = json.loads((run.folder / "config.json").read_text())["machine"]
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"commit", "device", "device_name", "precision", "threads"} <= set(found)
@@ -124,12 +125,12 @@ def test_record_names_versions_commit_and_device(tmp_path):
 
 def test_a_run_is_done_only_with_its_summary_and_usable_only_with_weights(tmp_path):
     run = open_run(settings(), "stage1", tmp_path)
-    assert not run.done and not run.usable
+    assert not run.done and not run.has_weights
     with pytest.raises(SettingsError, match="no weights"):
         run.weights()
     run.save(5, {"x": torch.ones(1)})
     run.finish({"seconds": 1.0}, {"w": torch.ones(3)})
-    assert run.done and run.usable and run.latest() is None
+    assert run.done and run.has_weights and run.latest() is None
     assert run.weights()["w"].tolist() == [1, 1, 1]
 
 

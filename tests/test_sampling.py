@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tevq.layers import Linear
-from tevq.sampling import choose, generate_captions, generate_images, uniform
-from tevq.settings import SettingsError
-from tevq.transformer import Transformer
+from tevq.config import SettingsError
+from tevq.models.layers import Linear
+from tevq.models.sampling import choose, generate_captions, generate_images, uniform
+from tevq.models.transformer import Transformer
 
 V, K, L, GRID = 11, 7, 8, 4
 

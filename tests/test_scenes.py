@@ -11,29 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from tevq import scenes as scenes_module
-from tevq.captions import CENTER, COLOURS, PLACES, TEMPLATES, UNUSED, official_units, parse
-from tevq.items import CLASS_NAMES, load_items
-from tevq.scenes import (
-    CASES,
-    HELD_OUT,
-    SPLITS,
-    build,
-    load_manifest,
-    load_scenes,
-    part_of,
-)
-from tevq.settings import Data, SettingsError
-from tevq.tokenizer import BOS, EOS, PAD, Tokenizer
+from tevq.config import DataConfig, SettingsError
+from tevq.data import scenes as scenes_module
+from tevq.data.captions import CENTER, COLOURS, PLACES, TEMPLATES, UNUSED, official_units, parse
+from tevq.data.scenes import CASES, HELD_OUT, SPLITS, build, load_manifest, load_scenes, part_of
+from tevq.data.source import CLASS_NAMES, load_source
+from tevq.data.tokenizer import BOS, EOS, PAD, Tokenizer
 
-DATA = Data(source="digits", train=5000, val=1000, test=1000, seed=3)
+DATA = DataConfig(source="digits", train=5000, val=1000, test=1000, seed=3)
 NAMES = CLASS_NAMES["digits"]
 TOKENIZER = Tokenizer(NAMES)
 SHA256 = "cfe56b4f2e4d3b7ac330162e6c71cfcaaf96e176b4ccf29e3fecba1ada013c1b"
 
 
 def labels_of(split):
-    return load_items("digits", part_of(split)).labels.numpy()
+    return load_source("digits", part_of(split)).labels.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +149,7 @@ def test_no_item_leaks_between_splits(built):
     """By pixels, not by index: no picture of one split is a picture of another."""
     pictures = {}
     for split, scenes in built.items():
-        images = load_items("digits", part_of(split)).images.numpy()
+        images = load_source("digits", part_of(split)).images.numpy()
         pictures[split] = {images[i].tobytes() for i in np.unique(scenes.item[scenes.item >= 0])}
     val = pictures["val"] | pictures["val_seen"]
     test = pictures["test"] | pictures["test_seen"]
@@ -198,7 +190,7 @@ def test_batch_size_and_workers_change_nothing(split, batch, workers):
 
 def test_the_hash_is_pinned():
     """The same data on every machine and version; a change here needs a new format number."""
-    data = Data(source="digits", train=1000, val=100, test=100, seed=0)
+    data = DataConfig(source="digits", train=1000, val=100, test=100, seed=0)
     assert build(data, "train", labels_of("train")).sha256() == SHA256
 
 
@@ -231,7 +223,7 @@ def test_scenes_are_built_once_and_then_read(cache, monkeypatch):
     assert load_manifest(DATA, "val")["sha256"] == first.sha256()
     stored = json.loads(next(cache.rglob("*.json")).read_text())
     assert stored == load_manifest(DATA, "val")
-    assert stored["items_sha256"] == load_items("digits", "test").sha256()
+    assert stored["items_sha256"] == load_source("digits", "test").sha256()
     assert stored["cases"] == {case: 200 for case in CASES}
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from tevq import scoring
-from tevq.captions import CENTER, UNUSED, Clause, paraphrases
-from tevq.items import CLASS_NAMES, load_items
-from tevq.scenes import CASES, OFFSETS, draw
-from tevq.scoring import Score, by_case, score_captions, score_images
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
+from tevq.data.captions import CENTER, UNUSED, Clause, paraphrases
+from tevq.data.scenes import CASES, OFFSETS, draw
+from tevq.data.source import CLASS_NAMES, load_source
+from tevq.evaluate import metrics as scoring
+from tevq.evaluate.metrics import Score, by_case, score_captions, score_images
 
 NAMES = CLASS_NAMES["mnist"]
 U = UNUSED
@@ -103,7 +103,7 @@ def place_items(images, place, colour=0):
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("blur", [0, 1.5])
 def test_every_digit_is_ink_and_nothing_else_is(place, blur):
-    images = place_items(load_items("digits", "test").images[::3], place, colour=place % 4)
+    images = place_items(load_source("digits", "test").images[::3], place, colour=place % 4)
     images = torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, blur, blur)))
     images += 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).abs()
     center = torch.full((len(images),), place == CENTER)
@@ -113,7 +113,7 @@ def test_every_digit_is_ink_and_nothing_else_is(place, blur):
 
 
 def test_ink_beside_the_center_item_is_seen():
-    item = load_items("digits", "test").images[:2]
+    item = load_source("digits", "test").images[:2]
     offset = torch.tensor([OFFSETS[CENTER], (0, -4)])
     image = draw(item, torch.tensor([0, 1]), offset, torch.zeros(2, dtype=torch.long), 1)
     assert scoring.quadrant_ink(image, torch.tensor([True])).tolist() == [[1, 0, 0, 0]]

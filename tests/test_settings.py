@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tevq import presets, settings
-from tevq.settings import SettingsError
+from tevq import config as settings
+from tevq import presets
+from tevq.config import SettingsError
 
 
 @pytest.mark.parametrize("text, words", [

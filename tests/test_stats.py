@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from tevq import stats
-from tevq.settings import SettingsError
-from tevq.stats import Counts, Group, Interval
+from tevq.config import SettingsError
+from tevq.report import stats
+from tevq.report.stats import Counts, Group, Interval
 
 VALUES = [0.12, 0.07, 0.15, 0.11]
 

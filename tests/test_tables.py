@@ -9,13 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tevq import claims, plots_discussion, plots_examples, plots_results, stats, tables, views
-from tevq.settings import SettingsError
-from tevq.study import choose
+from tevq.config import SettingsError
+from tevq.grid import choose
+from tevq.report import (
+    claims,
+    plots_discussion,
+    plots_examples,
+    plots_results,
+    stats,
+    tables,
+    views,
+)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def grid(tmp_path_factory):
     """Two seeds, three variants, MNIST; cb lacks seed 1, the runs on a third lack altogether."""
     found = choose("laptop", "cb,sc,te", "0,1", "", "", str(tmp_path_factory.mktemp("results")))
     fake_runs.finish(found, without=("evaluation/mnist-cb-s1", "p33"))
@@ -23,8 +31,8 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(study):
-    return tables.build(study)
+def built(grid):
+    return tables.build(grid)
 
 
 # ---------------------------------------------------------------------------------- long format
@@ -41,8 +49,8 @@ def test_columns_and_complete_rows(built):
     assert len(built["table1"]) == 3 * 2 * 2 * (4 * 24 + 2 * 35)
 
 
-def test_values_are_those_of_the_runs(study, built):
-    run = tables.Cell(study.cell("te", 1), "evaluation", "full", study.results).run()
+def test_values_are_those_of_the_runs(grid, built):
+    run = tables.Cell(grid.cell("te", 1), "evaluation", "full", grid.results).run()
     rows = {(r["split"], r["task"], r["decoding"], r["case"], r["metric"]): r
             for r in run.summary()["rows"]}
     found = tables.select(built["table1"], run=run.name)
@@ -63,26 +71,26 @@ def test_missing_cells_stay_with_an_empty_value(built):
 
 
 @pytest.mark.promise("records")
-def test_another_config_is_another_cell(study):
+def test_another_config_is_another_cell(grid):
     """Planted fault: run folders without the digest of their settings."""
-    other = choose("laptop", "sc,te", "0", "", "stage2.lr=1e-4", study.results)
+    other = choose("laptop", "sc,te", "0", "", "stage2.lr=1e-4", grid.results)
     found = tables.build(other)["table1"]
     of_stage2 = found.task.isin(("t2i", "i2t"))
     assert found[of_stage2].value.isna().all()  # other generators: nothing is borrowed
     assert found[~of_stage2].value.notna().all()  # the same quantizers
 
 
-def test_written_tables_read_back(study, built):
-    paths = tables.write(study, built)
+def test_written_tables_read_back(grid, built):
+    paths = tables.write(grid, built)
     assert {p.name for p in paths} == {f"{n}.csv" for n in ("table1", "table2", "table3",
                                                             "equivariance", "stride")}
     for name, table in built.items():
-        back = tables.read(study, name)
+        back = tables.read(grid, name)
         assert list(back.columns) == list(table.columns)
         np.testing.assert_allclose(back.value, table.value, rtol=1e-5, equal_nan=True)
         assert (back.run == table.run).all() and back.n.equals(table.n)
     first = paths[0].read_bytes()
-    tables.write(study, tables.build(study))
+    tables.write(grid, tables.build(grid))
     assert paths[0].read_bytes() == first  # the same runs give the same file
     assert b"/" not in first.replace(b"evaluation/", b"").replace(b"quantizer/", b"")
 
@@ -108,7 +116,7 @@ def test_sources_of_table_3(built, tmp_path):
     assert not any("uses fewer codes" in claim.text for claim in claims.all_claims(alone))
 
 
-def test_the_stride_of_table_4_stays_out_of_the_other_tables(study, built, tmp_path):
+def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_path):
     for name, table in built.items():
         assert set(table.stride) == ({8} if name == "stride" else {4}), name
     ours = views.strides(built)
@@ -134,8 +142,8 @@ def test_the_stride_of_table_4_stays_out_of_the_other_tables(study, built, tmp_p
 
 
 def test_what_a_cell_lacks(tmp_path):
-    study = choose("smoke", "te", "3", results=str(tmp_path))
-    every = {(c.kind, c.size): c for c in tables.cells(study) if c.settings.stage1.stride == 4}
+    grid = choose("smoke", "te", "3", results=str(tmp_path))
+    every = {(c.kind, c.size): c for c in tables.cells(grid) if c.settings.stage1.stride == 4}
     assert every["quantizer", "full"].lacks() == "notebook 03 for te, seed 3, digits"
     for kind in ("classifier", "stage1"):
         run = every["quantizer", "full"].run(kind)
@@ -144,10 +152,10 @@ def test_what_a_cell_lacks(tmp_path):
     assert every["quantizer", "full"].lacks() == ""
     assert every["evaluation", "full"].lacks() == "notebook 04 for te, seed 3, digits"
     assert every["evaluation", "third"].lacks().endswith("on a third of the scenes")
-    coarse, = (c for c in tables.cells(study) if c.settings.stage1.stride == 8
+    coarse, = (c for c in tables.cells(grid) if c.settings.stage1.stride == 8
                and c.kind == "quantizer")
     assert coarse.lacks().endswith("te, seed 3, digits at stride 8")
-    state = tables.state(study)["seed 3"]
+    state = tables.state(grid)["seed 3"]
     assert state["quantizer", "full", "digits", "4", "te"] == "ready"
     assert state["quantizer", "full", "digits", "8", "te"] == "missing: notebook 03"
     assert state["evaluation", "third", "digits", "4", "te"] == "missing: notebook 04"
@@ -204,7 +212,7 @@ def test_accuracy_view(built):
     assert "paper" not in greedy.index.unique(1)  # the paper did not count that
 
 
-def test_other_views(study, built):
+def test_other_views(grid, built):
     assert set(views.sample_efficiency(built["table2"]).iloc[:, 1]) >= {"missing", "0.919 (0.022)"}
     three = views.reconstruction(built["table3"])
     assert three.loc[("fashion", "te", "paper"), "codes used"] == "18"
@@ -216,11 +224,11 @@ def test_other_views(study, built):
     assert kappa.loc[("mnist", "te"), "official, all"] == "0.785 (0.007)"
     every = views.metrics(built["table1"], "i2t", "greedy")
     assert every.loc[("cb", "held out"), "exact"].endswith(" (n = 1)")
-    text = views.caption(study, built["table1"])
+    text = views.caption(grid, built["table1"])
     assert "scaled down" in text and "99.60%" in text and "seeds 0, 1" in text
     html = views.show(views.accuracy(built["table1"], "t2i"), "a caption", "id").to_html()
     assert "a caption" in html and "bold" in html
-    assert "stage1.steps" in set(views.differences(study).setting)
+    assert "stage1.steps" in set(views.differences(grid).setting)
 
 
 # ---------------------------------------------------------------------------------- claims
@@ -265,10 +273,10 @@ def test_claims_by_a_second_route(built):
 
 def test_sample_efficiency_by_a_second_route(tmp_path):
     """Means of Quad1 and of all quads, and what generators on a third do on seen combinations."""
-    study = choose("laptop", "sc,te", "0", "1,2", "", str(tmp_path))
-    fake_runs.finish(study)
-    table = tables.build(study)["table2"]
-    third = next(c for c in claims.all_claims(tables.build(study)) if "third" in c.text)
+    grid = choose("laptop", "sc,te", "0", "1,2", "", str(tmp_path))
+    fake_runs.finish(grid)
+    table = tables.build(grid)["table2"]
+    third = next(c for c in claims.all_claims(tables.build(grid)) if "third" in c.text)
     rows = tables.select(table, split="test")
     rows = rows[rows.case != "center"].set_index(["variant", "size", "case"]).value
     drop = rows.xs("full", level="size") - rows.xs("third", level="size")
@@ -279,17 +287,17 @@ def test_sample_efficiency_by_a_second_route(tmp_path):
                                 "te t2i (third)"]
 
 
-def test_family_and_bootstrap(study, built):
+def test_family_and_bootstrap(grid, built):
     family = claims.family(built["table1"])
     assert len(family) == 8 and (family["p sign-flip"] >= 0.5).all()  # two seeds
     assert (family["p Holm"] >= family["p sign-flip"]).all()
-    interval = claims.bootstrap(study)
+    interval = claims.bootstrap(grid)
     assert claims.primary(built["table1"]).estimate in interval
-    assert claims.bootstrap(choose("laptop", "sc,te", "0,5", results=study.results)) is None
+    assert claims.bootstrap(choose("laptop", "sc,te", "0,5", results=grid.results)) is None
 
 
-def test_scene_counts_give_the_table(study, built):
-    counts, case = tables.scene_counts(study, ("te",), "t2i_sampled_digit")
+def test_scene_counts_give_the_table(grid, built):
+    counts, case = tables.scene_counts(grid, ("te",), "t2i_sampled_digit")
     quad2 = case == "quad2"
     share = counts["te"].correct[1, quad2].sum() / counts["te"].n[1, quad2].sum()
     where = {"task": "t2i", "split": "test", "decoding": "sampled", "metric": "digit"}
@@ -299,11 +307,11 @@ def test_scene_counts_give_the_table(study, built):
 # ---------------------------------------------------------------------------------- figures
 
 
-def test_everything_draws_with_and_without_results(study, built, tmp_path):
+def test_everything_draws_with_and_without_results(grid, built, tmp_path):
     empty = choose("smoke", "sc,te", "0", results=str(tmp_path))
     alone = choose("smoke", "mb", "0", results=str(tmp_path))  # nothing to compare
     half = choose("smoke", "sc,te", "0", "", "stage2.directions=i2t", str(tmp_path))
-    for which, parts in ((study, built), *((s, tables.build(s)) for s in (empty, alone, half))):
+    for which, parts in ((grid, built), *((s, tables.build(s)) for s in (empty, alone, half))):
         for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
                      views.metrics(parts["table1"], "t2i", "sampled"), views.overview(parts),
                      views.sample_efficiency(parts["table2"]),
@@ -327,20 +335,20 @@ def test_everything_draws_with_and_without_results(study, built, tmp_path):
             figure.canvas.draw()
 
 
-def test_every_seed_is_a_point_of_the_accuracy_figure(study, built):
-    axis = plots_results.accuracy(built["table1"], study).axes[0]
+def test_every_seed_is_a_point_of_the_accuracy_figure(grid, built):
+    axis = plots_results.accuracy(built["table1"], grid).axes[0]
     drawn = np.concatenate([line.get_ydata() for line in axis.lines])
     ours = tables.by_case(built["table1"], task="t2i", split="test", metric="digit",
                           decoding="sampled")
     for value in ours.drop(columns="mean").to_numpy().ravel():
         assert np.isnan(value) or np.isclose(drawn, value).any()
     paper = tables.select(tables.published(1), task="t2i")
-    shown = paper[paper.variant.isin(study.variants)].value
+    shown = paper[paper.variant.isin(grid.variants)].value
     assert all(np.isclose(drawn, value).any() for value in shown)
 
 
 def test_fakes_are_json(tmp_path):
-    study = choose("smoke", "te", "0", results=str(tmp_path))
-    fake_runs.finish(study)
+    grid = choose("smoke", "te", "0", results=str(tmp_path))
+    fake_runs.finish(grid)
     for path in tmp_path.rglob("summary.json"):
         assert json.loads(path.read_text())

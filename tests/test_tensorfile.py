@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tevq import machine
-from tevq.tensorfile import TYPES, FormatError, load, save
+from tevq.runs import devices
+from tevq.runs.tensorfile import TYPES, FormatError, load, save
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
 TREES = st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(
@@ -82,5 +82,5 @@ def test_training_needs_no_package_beyond_torchs():
     """Planted fault: `import safetensors` in checkpoint.py."""
     program = ("import sys\nfor name in ('safetensors', 'matplotlib', 'pandas', 'lpips', "
                "'nbformat', 'papermill', 'psutil'): sys.modules[name] = None\n"
-               "import tevq.train, tevq.evaluation")
-    subprocess.run([sys.executable, "-c", program], cwd=machine.ROOT, check=True)
+               "import tevq.train.launch, tevq.evaluate.evaluate")
+    subprocess.run([sys.executable, "-c", program], cwd=devices.ROOT, check=True)

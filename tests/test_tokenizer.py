@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tevq import captions
-from tevq.captions import BOS, EOS, PAD, Clause
-from tevq.items import CLASS_NAMES, SOURCES
-from tevq.settings import SettingsError
-from tevq.tokenizer import Tokenizer
+from tevq.config import SettingsError
+from tevq.data import captions
+from tevq.data.captions import BOS, EOS, PAD, Clause
+from tevq.data.source import CLASS_NAMES, SOURCES
+from tevq.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(CLASS_NAMES["mnist"])
 WORD_IDS = st.integers(EOS + 1, TOKENIZER.size - 1)

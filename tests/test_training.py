@@ -9,12 +9,17 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
-from tevq import classifier, evaluation, examples, judge, loop, machine, runs, stage1, stage2
-from tevq.checkpoint import load_tree
-from tevq.equivariance import Probe
-from tevq.items import load_items
-from tevq.runs import open_run
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
+from tevq.data.source import load_source
+from tevq.evaluate import evaluate as evaluation
+from tevq.evaluate import evaluator, examples
+from tevq.evaluate.equivariance import Probe
+from tevq.models import classifier
+from tevq.runs import devices
+from tevq.runs import run as runs
+from tevq.runs.checkpoint import load_tree
+from tevq.runs.run import open_run
+from tevq.train import loop, stage1, stage2
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
 
 
 def test_seconds_include_the_warm_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1.Trainer, "start_codebook", lambda self: time.sleep(0.5))
+    monkeypatch.setattr(stage1.Trainer, "init_codebook", lambda self: time.sleep(0.5))
     s = tiny(**{"stage1.steps": 1})
     assert stage1.train(s, tmp_path).summary()["seconds"] > 0.5
 
@@ -130,8 +135,8 @@ def test_metrics_record_the_health_of_the_codebook_and_the_discriminator(trained
 def test_stage1_learns_a_fixed_batch(tmp_path):
     s = tiny(**{"stage1.disc_start": 1000, "stage1.channels": 8})
     run = open_run(s, "stage1", tmp_path)
-    trainer = stage1.Trainer(run, s, machine.detect("float32"), tmp_path)
-    trainer.start_codebook()
+    trainer = stage1.Trainer(run, s, devices.detect("float32"), tmp_path)
+    trainer.init_codebook()
     x = trainer.images(0)
     first = float(trainer.generator_step(x)[0]["l1"].detach())
     for _ in range(25):
@@ -144,9 +149,9 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
     found = {}
     for variant in ("sc", "te"):
         s = tiny(variant, **{"stage1.disc_start": 1000})
-        trainer = stage1.Trainer(open_run(s, "stage1", tmp_path), s, machine.detect("float32"),
+        trainer = stage1.Trainer(open_run(s, "stage1", tmp_path), s, devices.detect("float32"),
                                  tmp_path)
-        trainer.start_codebook()
+        trainer.init_codebook()
         penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
         for step in range(25):
             trainer.generator_step(trainer.images(step % 3))
@@ -160,17 +165,17 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
 def test_the_reconstruction_of_codes_is_the_models_own(trained):
     s = tiny()
     model = stage1.load(s, trained)
-    scenes, items = judge.split_of(s, "val", 6)
-    codes = judge.encode_scenes(model, scenes, items, machine.detect("float32"))
+    scenes, items = evaluator.split_of(s, "val", 6)
+    codes = evaluator.encode_scenes(model, scenes, items, devices.detect("float32"))
     assert codes.dtype == torch.uint8 and codes.shape == (6, 8, 8)
-    x = judge.render(scenes, items)
+    x = evaluator.render(scenes, items)
     torch.testing.assert_close(model.codes(x), codes.long())
 
 
 @pytest.mark.promise("damage")
 def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkeypatch):
     s, calls = tiny(), []
-    found = judge.Judge.load(s, trained)
+    found = evaluator.Evaluator.load(s, trained)
     original = stage2.encode_scenes
 
     def counting(*arguments):
@@ -190,7 +195,7 @@ def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkey
 def test_of_a_third_of_the_scenes_only_a_third_is_encoded(trained, monkeypatch):
     """Planted fault: a part kept under the name of the whole."""
     whole, third = tiny(), tiny(**{"stage2.fraction": 1 / 3})
-    found = judge.Judge.load(whole, trained)
+    found = evaluator.Evaluator.load(whole, trained)
     codes = stage2.encoded_split(whole, "train", found, trained)
     kept, = (open_run(whole, "stage1", trained).folder / "state").glob("codes-train-*")
     content = kept.read_bytes()
@@ -226,13 +231,13 @@ def test_schedules():
 @pytest.mark.parametrize("share", [0.5, 2 / 3, 0.75, 1.0, 0.0])
 def test_turns_keep_their_share_at_every_step(share):
     s = tiny().override({"stage2.t2i_share": share}).stage2
-    turns = [stage2.turn(step, s) for step in range(240)]
+    turns = [stage2.direction_of(step, s) for step in range(240)]
     for steps in range(1, 241):
         assert 0 <= turns[:steps].count("t2i") - share * steps < 1 + 1e-9
     logged = {turns[step - 1] for step in range(stage2.LOG_EVERY, 241, stage2.LOG_EVERY)}
     assert logged == set(turns)  # the log shows every direction
     one = tiny().override({"stage2.directions": "i2t", "stage2.t2i_share": share}).stage2
-    assert stage2.turn(0, one) == "i2t"
+    assert stage2.direction_of(0, one) == "i2t"
 
 
 def test_evaluation_counts_every_scene_of_both_splits(trained):
@@ -252,7 +257,7 @@ def test_evaluation_counts_every_scene_of_both_splits(trained):
     assert len(lines) == 1 + 20
     kept = examples.load(tiny(), "test", trained)
     assert len(kept["t2i_greedy"]) == len(kept["scene"]) == 10
-    judged = judge.Judge.load(tiny(), trained)
+    judged = evaluator.Evaluator.load(tiny(), trained)
     for split, decoding in itertools.product(evaluation.SPLITS, evaluation.DECODINGS):
         codes = torch.tensor(examples.load(tiny(), split, trained)[f"t2i_{decoding}"])
         painted = examples.load_painted(tiny(), split, trained, range(10), decoding)
@@ -272,9 +277,9 @@ def test_quantizer_evaluation_has_ceilings_and_all_measures(trained):
 
 def test_a_sample_does_not_depend_on_its_batch(trained):
     s = tiny()
-    found = judge.Judge.load(s, trained)
+    found = evaluator.Evaluator.load(s, trained)
     model = stage2.load(s, found, trained)
-    scenes, _ = judge.split_of(s, "test")
+    scenes, _ = evaluator.split_of(s, "test")
     whole = found.text_to_image(model, scenes, s.evaluation, 0)
     single = tiny(**{"evaluation.batch": 1}).evaluation
     assert torch.equal(found.text_to_image(model, scenes, single, 0), whole)
@@ -291,5 +296,5 @@ def test_classifier_learns_and_probe_is_fixed(tmp_path):
     s = tiny(**{"classifier.width": 8, "classifier.steps": 120, "classifier.batch": 64})
     summary = classifier.train(s, tmp_path).summary()
     assert summary["colour_accuracy"] > 0.9 and summary["label_accuracy"] > 0.3  # chance is 0.1
-    items = load_items("digits", "test")
+    items = load_source("digits", "test")
     assert torch.equal(Probe(items, 5, 0).at(2, 2), Probe(items, 5, 0).at(2, 2))

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tevq.attention import BLOCK, BlockAttention, blocks
-from tevq.layers import NeighbourEmbedding, image_offsets, text_offsets
-from tevq.settings import SettingsError
-from tevq.transformer import DIRECTIONS, Transformer
+from tevq.config import SettingsError
+from tevq.models.attention import BLOCK, BlockAttention, blocks
+from tevq.models.layers import NeighbourEmbedding, image_offsets, text_offsets
+from tevq.models.transformer import DIRECTIONS, Transformer
 
 V, K, L, GRID = 11, 7, 6, 4
 N = GRID * GRID

@@ -9,12 +9,12 @@ from scipy import signal
 from torch.nn import functional as F
 
 from tevq import presets
-from tevq.downsample import DOWNSAMPLERS, Blur, MaxBlurpool
-from tevq.norm import Norm
-from tevq.settings import SettingsError, Stage1
-from tevq.vqgan import VQGAN, level_channels
+from tevq.config import SettingsError, Stage1Config
+from tevq.models.downsample import DOWNSAMPLERS, Blur, MaxBlurpool
+from tevq.models.norm import GroupNorm
+from tevq.models.vqgan import VQGAN, level_channels
 
-SMALL = Stage1(channels=8, codes=16, code_dim=12)
+SMALL = Stage1Config(channels=8, codes=16, code_dim=12)
 
 
 def test_blur_is_scipy_convolution_then_every_second_pixel():
@@ -56,7 +56,7 @@ def test_max_blurpool_is_the_maximum_then_the_blur():
 @pytest.mark.parametrize("silu", [False, True])
 def test_norm_equals_group_norm_with_its_gradients(layout, silu):
     torch.manual_seed(0)
-    norm = Norm(16, silu)
+    norm = GroupNorm(16, silu)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = (torch.randn(3, 16, 6, 6) * 2 + 3).to(memory_format=layout).requires_grad_()
@@ -77,7 +77,7 @@ def test_norm_equals_group_norm_with_its_gradients(layout, silu):
 
 def test_norm_in_bfloat16_stays_within_its_rounding():
     torch.manual_seed(0)
-    norm = Norm(16, True)
+    norm = GroupNorm(16, True)
     x = torch.randn(4, 16, 8, 8).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
     y = norm(x)
     assert y.dtype == torch.bfloat16
@@ -120,8 +120,8 @@ def test_official_sizes_have_the_official_parameter_counts():
 
 
 def test_the_last_multiplier_repeats_for_larger_strides():
-    assert level_channels(Stage1(channels=16, multipliers=(1, 2, 4), stride=4)) == [16, 32, 64]
-    assert level_channels(Stage1(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
+    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2, 4), stride=4)) == [16, 32, 64]
+    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
 
 
 @pytest.mark.promise("input")

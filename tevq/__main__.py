@@ -12,8 +12,8 @@ from typing import NoReturn
 import psutil
 
 from tevq import graph, pipeline, presets
-from tevq.settings import SettingsError, parse_overrides
-from tevq.study import choose
+from tevq.config import SettingsError, parse_overrides
+from tevq.grid import choose
 
 EXAMPLES = """
 examples:
@@ -116,9 +116,9 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     for text in options.set:
         overrides |= parse_overrides(text)
     results = str(Path(options.results).resolve()) if options.results else ""
-    study = choose(options.preset, options.variants, options.seeds, options.tables, overrides,
+    grid = choose(options.preset, options.variants, options.seeds, options.tables, overrides,
                    results)
-    made = pipeline.plan(study, options.notebooks, options.force, folder)
+    made = pipeline.plan(grid, options.notebooks, options.force, folder)
     if options.dry_run:
         print(pipeline.describe(made))
         return 0
@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         return pipeline.run(made, options.jobs, say=_say, until=until)
     from tevq import cluster
 
-    with cluster.connect(study.folder, folder, options.scheduler, options.workers, options.slurm,
+    with cluster.connect(grid.folder, folder, options.scheduler, options.workers, options.slurm,
                          _say) as pool:
         return pipeline.run(made, options.jobs or pool.slots, _say, until=until,
                             launch=pool.launch)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tevq import execute
-from tevq.settings import SettingsError
+from tevq.config import SettingsError
 
 CONNECT_SECONDS = 10  # for the scheduler to answer
 JOIN_SECONDS = 60  # for the first worker
@@ -122,7 +122,7 @@ def connect(home: Path, notebooks: Path, scheduler: str = "", workers: int = 0, 
 
 def code() -> str:
     """Digest of the package's source, by which a worker's copy is recognised."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tevq import budget
 from tevq.graph import ROOT
+from tevq.runs import budget
 
 if TYPE_CHECKING:
     import nbformat

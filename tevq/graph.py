@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tevq.settings import Settings, SettingsError, digest, unknown
-from tevq.study import FRACTION, Study
+from tevq.config import Settings, SettingsError, digest, unknown
+from tevq.grid import FRACTION, Grid
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -51,31 +51,31 @@ class Node:
     run: str = ""  # kind of the run that it leaves behind, if it is about one
 
 
-def build(study: Study) -> list[Node]:
+def build(grid: Grid) -> list[Node]:
     """All nodes of a study, every node after those that it needs."""
-    nodes = [_one(study, "01_dataset", {}, "01_dataset", ())]
+    nodes = [_one(grid, "01_dataset", {}, "01_dataset", ())]
     stage1, stage2 = [], []
-    for seed in study.seeds:
-        for variant in study.variants:
-            nodes += [first := _stage1(study, variant, seed), _stage2(study, first)]
+    for seed in grid.seeds:
+        for variant in grid.variants:
+            nodes += [first := _stage1(grid, variant, seed), _stage2(grid, first)]
             stage1.append(first.label)
             stage2.append(nodes[-1].label)
-    for seed in study.seeds:
-        for variant in study.compared:
-            if study.second_source:
-                nodes.append(_stage1(study, variant, seed, study.second_source))
+    for seed in grid.seeds:
+        for variant in grid.compared:
+            if grid.second_source:
+                nodes.append(_stage1(grid, variant, seed, grid.second_source))
                 stage1.append(nodes[-1].label)
-            if 2 in study.tables:
-                nodes.append(_stage2(study, _stage1(study, variant, seed), FRACTION))
+            if 2 in grid.tables:
+                nodes.append(_stage2(grid, _stage1(grid, variant, seed), FRACTION))
                 stage2.append(nodes[-1].label)
-            if 4 in study.tables and study.other_stride:
-                nodes += [first := _stage1(study, variant, seed, stride=study.other_stride),
-                          _stage2(study, first, stride=study.other_stride)]
+            if 4 in grid.tables and grid.other_stride:
+                nodes += [first := _stage1(grid, variant, seed, stride=grid.other_stride),
+                          _stage2(grid, first, stride=grid.other_stride)]
                 stage2.append(nodes[-1].label)
-    nodes.append(_all(study, "02_aliasing", stage1))
-    nodes.append(_all(study, "05_evaluation", stage1 + stage2))
-    nodes.append(_all(study, "06_discussion", ["02_aliasing", "05_evaluation"]))
-    return nodes + [_one(study, name, {}, name, ()) for name in ON_REQUEST]
+    nodes.append(_all(grid, "02_aliasing", stage1))
+    nodes.append(_all(grid, "05_evaluation", stage1 + stage2))
+    nodes.append(_all(grid, "06_discussion", ["02_aliasing", "05_evaluation"]))
+    return nodes + [_one(grid, name, {}, name, ()) for name in ON_REQUEST]
 
 
 def select(nodes: list[Node], wanted: str | None) -> list[Node]:
@@ -168,7 +168,7 @@ def fingerprints(nodes: list[Node], folder: Path) -> dict[str, dict[str, Any]]:
             "parameters": {k: v for k, v in node.parameters.items()
                            if k not in ("results", "overrides")},
             "settings": digest({"all": [_deciding(node, s) for s in node.settings]}),
-            "imported code": code_digest(notebook),
+            "imported code": code_digest(),
             "notebooks before it": {need: digests[need] for need in node.needs},
         }
         digests[node.label] = _sha(json.dumps(found[node.label], sort_keys=True))
@@ -185,84 +185,57 @@ def _read_or_empty(folder: Path, name: str) -> dict[str, Any]:
 
 def _deciding(node: Node, settings: Settings) -> dict[str, Any]:
     """The settings that a node depends on."""
-    from tevq.runs import run_config  # imports torch, which --help need not wait for
+    from tevq.runs.run import run_config
 
     if node.notebook == "01_dataset":
         return {"data": settings.as_dict()["data"]}
     return run_config(settings, node.run) if node.run else settings.as_dict()
 
 
-def code_digest(notebook: dict[str, Any]) -> str:
-    """Digest of the tevq modules that a notebook imports, directly or through others.
-
-    Without those that only hold settings: their effect is counted as settings.
-    """
-    code = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    package = Path(__file__).parent
-    seen, texts, waiting = {"settings", "presets", "study"}, {}, set(_imports(code))
-    while waiting:
-        name = waiting.pop()
-        if name not in seen and (package / f"{name}.py").exists():
-            texts[name] = (package / f"{name}.py").read_text()
-            waiting |= _imports(texts[name])
-        seen.add(name)
-    return _sha("\0".join(texts[name] for name in sorted(texts)))
-
-
 @cache
-def _imports(code: str) -> frozenset[str]:
-    """Names of tevq modules in the import statements of some source text."""
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:  # running the notebook will say so
-        return frozenset()
-    found = set()
-    for line in ast.walk(tree):
-        if isinstance(line, ast.ImportFrom) and line.module == "tevq":
-            found |= {alias.name for alias in line.names}
-        elif isinstance(line, ast.ImportFrom) and (line.module or "").startswith("tevq."):
-            found.add(line.module.split(".")[1])
-        elif isinstance(line, ast.Import):
-            parts = [alias.name.split(".") for alias in line.names]
-            found |= {part[1] for part in parts if part[0] == "tevq" and len(part) > 1}
-    return frozenset(found)
+def code_digest() -> str:
+    """Digest of the package's sources. A change in any of them makes notebooks run again."""
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return _sha("\0".join(f"{file.relative_to(package)}\0{file.read_text(encoding='utf-8')}"
+                          for file in files))
 
 
-def _stage1(study: Study, variant: str, seed: int, source: str = "", stride: int = 0) -> Node:
+def _stage1(grid: Grid, variant: str, seed: int, source: str = "", stride: int = 0) -> Node:
     words = ("03_stage1", variant, f"s{seed}", source, f"stride{stride}" if stride else "")
-    own = {"variant": variant, "seed": seed, "source": source} | _at(study, stride)
-    node = _one(study, "03_stage1", own, "-".join(filter(None, words)), ("01_dataset",))
-    return replace(node, settings=(study.cell(variant, seed, source, 1.0, stride),), run="stage1")
+    own = {"variant": variant, "seed": seed, "source": source} | _at(grid, stride)
+    node = _one(grid, "03_stage1", own, "-".join(filter(None, words)), ("01_dataset",))
+    return replace(node, settings=(grid.cell(variant, seed, source, 1.0, stride),), run="stage1")
 
 
-def _stage2(study: Study, stage1: Node, fraction: float = 1.0, stride: int = 0) -> Node:
+def _stage2(grid: Grid, stage1: Node, fraction: float = 1.0, stride: int = 0) -> Node:
     variant, seed = stage1.parameters["variant"], stage1.parameters["seed"]
     words = ("04_stage2", variant, f"s{seed}", f"{fraction:.2f}" if fraction != 1 else "",
              f"stride{stride}" if stride else "")
-    own = {"variant": variant, "seed": seed, "fraction": fraction} | _at(study, stride)
-    node = _one(study, "04_stage2", own, "-".join(filter(None, words)), (stage1.label,))
-    return replace(node, settings=(study.cell(variant, seed, "", fraction, stride),), run="stage2")
+    own = {"variant": variant, "seed": seed, "fraction": fraction} | _at(grid, stride)
+    node = _one(grid, "04_stage2", own, "-".join(filter(None, words)), (stage1.label,))
+    return replace(node, settings=(grid.cell(variant, seed, "", fraction, stride),), run="stage2")
 
 
-def _at(study: Study, stride: int) -> dict[str, Any]:
+def _at(grid: Grid, stride: int) -> dict[str, Any]:
     """Parameters of a notebook at another stride than the study's."""
-    return {"overrides": study.overrides | {"stage1.stride": stride}} if stride else {}
+    return {"overrides": grid.overrides | {"stage1.stride": stride}} if stride else {}
 
 
-def _all(study: Study, notebook: str, needs: list[str]) -> Node:
+def _all(grid: Grid, notebook: str, needs: list[str]) -> Node:
     lists = {
-        "variants": ",".join(study.variants),
-        "seeds": ",".join(map(str, study.seeds)),
-        "tables": ",".join(map(str, study.tables)),
+        "variants": ",".join(grid.variants),
+        "seeds": ",".join(map(str, grid.seeds)),
+        "tables": ",".join(map(str, grid.tables)),
     }
-    node = _one(study, notebook, lists, notebook, tuple(needs))
-    return replace(node, settings=tuple(study.cells))
+    node = _one(grid, notebook, lists, notebook, tuple(needs))
+    return replace(node, settings=tuple(grid.cells))
 
 
-def _one(study: Study, notebook: str, own: dict, label: str, needs: tuple[str, ...]) -> Node:
-    common = {"preset": study.preset, "overrides": study.overrides or "",
-              "results": study.results}
-    return Node(label, notebook, common | own, (study.settings,), needs)
+def _one(grid: Grid, notebook: str, own: dict, label: str, needs: tuple[str, ...]) -> Node:
+    common = {"preset": grid.preset, "overrides": grid.overrides or "",
+              "results": grid.results}
+    return Node(label, notebook, common | own, (grid.settings,), needs)
 
 
 def _sha(text: str) -> str:

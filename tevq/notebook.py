@@ -14,9 +14,9 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tevq.config import SettingsError, unknown
 from tevq.graph import NOTEBOOKS
-from tevq.settings import SettingsError, unknown
-from tevq.study import Study, choose
+from tevq.grid import Grid, choose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,17 +26,9 @@ if TYPE_CHECKING:
 # The first code cell of every notebook. It leaves no names of plain values behind, because `start`
 # takes those for parameters.
 SETUP = '''\
-# Elsewhere `pip install -r requirements.txt` has installed tevq; on Colab this cell does.
-import importlib.util
-import subprocess
+# Finds tevq when it is not installed: the notebook lies in the repository's folder `notebooks`.
 import sys
-
-if importlib.util.find_spec("tevq") is None:
-    subprocess.run(
-        "test -d tevq-study || git clone --depth 1 https://github.com/tevq/tevq.git tevq-study; "
-        f"cd tevq-study && {sys.executable} -m pip install -q -r requirements.txt",
-        shell=True, check=True)
-    sys.path.insert(0, "tevq-study")
+sys.path.append("..")
 '''
 
 _LITERALS = (str, int, float, list, tuple, dict, type(None))  # bool is an int
@@ -44,7 +36,7 @@ _OF_IPYTHON = ("In", "Out")
 _MARK = "_tevq_started"  # set in a namespace whose names have been checked
 
 
-def start(namespace: dict[str, Any], name: str) -> Study:
+def start(namespace: dict[str, Any], name: str) -> Grid:
     """The study that a notebook's parameters describe.
 
     namespace: `globals()` of the notebook; name: its file name without `.ipynb`.
@@ -64,12 +56,12 @@ def start(namespace: dict[str, Any], name: str) -> Study:
     if missing := [parameter for parameter in allowed if parameter not in namespace]:
         raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
     values = {parameter: namespace[parameter] for parameter in allowed}
-    study = _study(values)
+    grid = _grid(values)
     namespace[_MARK] = True
-    return study
+    return grid
 
 
-def _study(values: dict[str, Any]) -> Study:
+def _grid(values: dict[str, Any]) -> Grid:
     """Parameters -> Study. Notebooks about one cell name its variant and seed in the singular."""
     values = dict(values)
     if "variant" in values:
@@ -99,17 +91,17 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
-def keep(study: Study, name: str) -> bool:
+def keep(grid: Grid, name: str) -> bool:
     """Shows a figure as an earlier execution saved it; False when there is none."""
     from IPython import display
 
-    path = study.figures / f"{name}.png"
+    path = grid.figures / f"{name}.png"
     if path.exists():
         display.display(display.Image(filename=str(path)))
     return path.exists()
 
 
-def save(figure: Figure, study: Study, name: str, folder: Path | None = None) -> None:
+def save(figure: Figure, grid: Grid, name: str, folder: Path | None = None) -> None:
     """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
 
     folder: another place than `figures`.
@@ -120,7 +112,7 @@ def save(figure: Figure, study: Study, name: str, folder: Path | None = None) ->
     from matplotlib import pyplot
     from PIL import Image
 
-    path = (folder or study.figures) / f"{name}.png"
+    path = (folder or grid.figures) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, bbox_inches="tight")

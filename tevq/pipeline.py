@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq import budget, execute, graph, lock
-from tevq.atomic import write_json
+from tevq import execute, graph
+from tevq.config import SettingsError
 from tevq.graph import Node
+from tevq.grid import Grid
 from tevq.progress import UNFINISHED, duration, heartbeat, shorten, summary
-from tevq.settings import SettingsError
-from tevq.study import Study
+from tevq.runs import budget, lock
+from tevq.runs.storage import write_json
 
 HEARTBEAT_SECONDS = 60
 CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
@@ -36,7 +37,7 @@ Launch = Callable[[execute.Request, Path, int, threading.Event], execute.Outcome
 class Plan:
     """The chosen nodes, why each has to run (empty: it need not), what it would be made from."""
 
-    study: Study
+    grid: Grid
     nodes: list[Node]
     reasons: dict[str, str]
     fingerprints: dict[str, dict[str, Any]]
@@ -51,25 +52,25 @@ class Plan:
 
     def copy(self, label: str) -> Path:
         """The executed notebook of a node; its web page lies beside it."""
-        return self.study.folder / "notebooks" / f"{label}.ipynb"
+        return self.grid.folder / "notebooks" / f"{label}.ipynb"
 
     def log(self, label: str) -> Path:
         """What a node printed."""
-        return self.study.folder / "logs" / f"{label}.log"
+        return self.grid.folder / "logs" / f"{label}.log"
 
 
-def plan(study: Study, notebooks: str = "", force: bool = False,
+def plan(grid: Grid, notebooks: str = "", force: bool = False,
          folder: Path = graph.FOLDER) -> Plan:
     """Decides what has to run, without touching anything.
 
     notebooks: e.g. `"03,04"`, empty for all. Raises SettingsError for a bad choice, a missing
     notebook, or one that would drop a parameter.
     """
-    nodes = graph.build(study)
+    nodes = graph.build(grid)
     chosen = graph.select(nodes, notebooks)
     graph.check_parameters(chosen, folder)
     prints = graph.fingerprints(nodes, folder)
-    made = Plan(study, chosen, {}, prints, graph.width(nodes), folder)
+    made = Plan(grid, chosen, {}, prints, graph.width(nodes), folder)
     for node in chosen:
         made.reasons[node.label] = "forced" if force else _reason(made, node)
     return made
@@ -85,7 +86,7 @@ def _reason(made: Plan, node: Node) -> str:
     if changed:
         return f"changed: {', '.join(changed)}"
     copy = made.copy(node.label)
-    files = [copy, copy.with_suffix(".html"), *(made.study.folder / f for f in record["files"])]
+    files = [copy, copy.with_suffix(".html"), *(made.grid.folder / f for f in record["files"])]
     if missing := [file for file in files if not file.exists()]:
         return f"{shorten(missing[0])} is missing"
     for need in node.needs:
@@ -128,15 +129,15 @@ def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
     jobs = jobs or (1 if _has_gpu() else min(2, cores))
     if start is None:
         for folder in ("logs", "notebooks", "tables", "figures"):
-            _make(made.study.folder / folder)
+            _make(made.grid.folder / folder)
 
         def start(node: Node, stop: threading.Event) -> execute.Outcome:
             threads = max(1, cores // min(jobs, made.widths[node.label]))
             return _start(made, node, threads, stop, until, launch or execute.launch)
 
-    study, count = made.study, len(made.to_run)
-    say(f"preset {study.preset}, variants {','.join(study.variants)}, seeds "
-        f"{','.join(map(str, study.seeds))}, tables {','.join(map(str, study.tables))}: "
+    grid, count = made.grid, len(made.to_run)
+    say(f"preset {grid.preset}, variants {','.join(grid.variants)}, seeds "
+        f"{','.join(map(str, grid.seeds))}, tables {','.join(map(str, grid.tables))}: "
         f"{count} notebooks to run, {len(made.nodes) - count} unchanged; {jobs} at a time")
     outcomes = _schedule(made, jobs, say, start, until)
     say(summary(made, outcomes, time.monotonic() - began))
@@ -207,7 +208,7 @@ def _start(made: Plan, node: Node, threads: int, stop: threading.Event, until: f
            launch: Launch) -> execute.Outcome:
     """Executes one node, unless another run of the study has just done it."""
     path = made.log(node.label).with_suffix(".lock")
-    with lock.hold(path, f"{made.study.preset}/{node.label}", stop.is_set) as held:
+    with lock.hold(path, f"{made.grid.preset}/{node.label}", stop.is_set) as held:
         if not held:
             return execute.Outcome("stopped")
         record = _record(made, node.label)
@@ -227,7 +228,7 @@ def _execute(made: Plan, node: Node, threads: int, stop: threading.Event, until:
         source=str(made.folder / f"{node.notebook}.ipynb"),
         target=str(copy),
         failed=str(log.with_suffix(".ipynb")),
-        title=f"{node.label} ({made.study.preset})",
+        title=f"{node.label} ({made.grid.preset})",
         parameters=node.parameters,
         deadline=0.0 if until == math.inf else until - CLOSING_SECONDS,
     )
@@ -246,15 +247,15 @@ def _written(made: Plan, node: Node, began: float) -> list[str]:
     With notebooks side by side this may name a neighbour's file: then one more notebook runs again
     when that file is deleted.
     """
-    from tevq.runs import open_run
+    from tevq.runs.run import open_run
 
-    home = made.study.folder
+    home = made.grid.folder
     patterns = ("tables/*", "figures/*", "runs/*/*/summary.json")
     # file systems round times; a second is enough for all of them
     found = {file for pattern in patterns for file in home.glob(pattern)
              if file.stat().st_mtime >= began - 1}
     if node.run:
-        run_folder = open_run(node.settings[0], node.run, made.study.results or None).folder
+        run_folder = open_run(node.settings[0], node.run, made.grid.results or None).folder
         found.add(run_folder / "summary.json")
     return sorted(str(file.relative_to(home)) for file in found if file.exists())
 
@@ -275,6 +276,6 @@ def _cores() -> int:
 
 
 def _has_gpu() -> bool:
-    from tevq.machine import detect  # imports torch, which --help need not wait for
+    from tevq.runs.devices import detect
 
     return detect("float32").device.type != "cpu"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tevq.settings import (
-    Classifier,
-    Data,
-    Evaluation,
+from tevq.config import (
+    ClassifierConfig,
+    DataConfig,
+    EvaluationConfig,
     Settings,
     SettingsError,
-    Stage1,
-    Stage2,
+    Stage1Config,
+    Stage2Config,
     parse_overrides,
     unknown,
 )
@@ -38,14 +38,14 @@ def smoke() -> Settings:
     """
     return Settings(
         preset="smoke",
-        data=Data(source="digits", train=1_500, val=100, test=200),
-        classifier=Classifier(width=8, steps=300, batch=64),
-        stage1=Stage1(channels=8, multipliers=(1, 2, 2), decoder_blocks=1, codes=32, code_dim=32,
+        data=DataConfig(source="digits", train=1_500, val=100, test=200),
+        classifier=ClassifierConfig(width=8, steps=300, batch=64),
+        stage1=Stage1Config(channels=8, multipliers=(1, 2, 2), decoder_blocks=1, codes=32, code_dim=32,
                       warmup_steps=80, steps=300, batch=8, disc_start=290, disc_channels=8,
                       disc_layers=2, decay=True),
-        stage2=Stage2(dim=64, depth=2, heads=2, head_dim=32, steps=100, batch=16, warmup_steps=20,
+        stage2=Stage2Config(dim=64, depth=2, heads=2, head_dim=32, steps=100, batch=16, warmup_steps=20,
                       probe_every=50, probe_scenes=20),
-        evaluation=Evaluation(scenes=60),
+        evaluation=EvaluationConfig(scenes=60),
     )
 
 
@@ -53,11 +53,11 @@ def laptop() -> Settings:
     """Real MNIST with narrow networks: one (variant, seed) in about an hour on two cores."""
     return Settings(
         preset="laptop",
-        data=Data(source="mnist", train=100_000, val=1_000, test=1_500),
-        classifier=Classifier(width=24, steps=4_000, batch=100),
-        stage1=Stage1(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000, batch=8,
+        data=DataConfig(source="mnist", train=100_000, val=1_000, test=1_500),
+        classifier=ClassifierConfig(width=24, steps=4_000, batch=100),
+        stage1=Stage1Config(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000, batch=8,
                       decay=True),
-        stage2=Stage2(window=8, neighbours=2, t2i_share=0.75, steps=14_000, batch=16,
+        stage2=Stage2Config(window=8, neighbours=2, t2i_share=0.75, steps=14_000, batch=16,
                       warmup_steps=200, probe_every=1_000),
     )
 
@@ -66,13 +66,13 @@ def gpu() -> Settings:
     """The full data on one GPU: one (variant, seed) in minutes."""
     return Settings(
         preset="gpu",
-        data=Data(source="mnist", train=300_000, val=3_000, test=3_000),
-        classifier=Classifier(width=64, steps=6_000),
-        stage1=Stage1(channels=64, multipliers=(1, 2, 2), perceptual_weight=0.2, steps=4_000,
+        data=DataConfig(source="mnist", train=300_000, val=3_000, test=3_000),
+        classifier=ClassifierConfig(width=64, steps=6_000),
+        stage1=Stage1Config(channels=64, multipliers=(1, 2, 2), perceptual_weight=0.2, steps=4_000,
                       batch=128, disc_start=3_000, disc_channels=32, decay=True),
-        stage2=Stage2(dim=256, depth=6, heads=4, steps=12_000, batch=256, warmup_steps=500,
+        stage2=Stage2Config(dim=256, depth=6, heads=4, steps=12_000, batch=256, warmup_steps=500,
                       probe_every=1_000, probe_scenes=500),
-        evaluation=Evaluation(batch=1_000),
+        evaluation=EvaluationConfig(batch=1_000),
     )
 
 
@@ -84,15 +84,15 @@ def paper() -> Settings:
     """
     return Settings(
         preset="paper",
-        data=Data(source="mnist", train=300_000, val=3_000, test=3_000),
-        classifier=Classifier(width=64, steps=6_000),
-        stage1=Stage1(channels=128, multipliers=(1, 2, 2), codebook_start="uniform",
+        data=DataConfig(source="mnist", train=300_000, val=3_000, test=3_000),
+        classifier=ClassifierConfig(width=64, steps=6_000),
+        stage1=Stage1Config(channels=128, multipliers=(1, 2, 2), codebook_start="uniform",
                       warmup_steps=0, perceptual="lpips-vgg", perceptual_weight=1.0,
                       steps=62_500, batch=192, lr=1.536e-3),
-        stage2=Stage2(dim=256, depth=8, heads=8, window=1, neighbours=0, steps=60_000,
+        stage2=Stage2Config(dim=256, depth=8, heads=8, window=1, neighbours=0, steps=60_000,
                       batch=200, optimizer="adam", lr=1e-3, beta2=0.999, warmup_steps=3_000,
                       schedule="restarts", probe_every=3_000, probe_scenes=500),
-        evaluation=Evaluation(batch=500),
+        evaluation=EvaluationConfig(batch=500),
     )
 
 

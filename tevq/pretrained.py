@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
-from tevq import machine, stage1, stage2, tables
-from tevq.atomic import write_atomically
-from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.evaluation import DECODINGS, SPLITS
-from tevq.judge import Judge, encode_scenes, split_of
-from tevq.runs import Run, open_run
-from tevq.settings import OneLine, Settings, SettingsError
-from tevq.study import COMPARED, Study, choose
-from tevq.transformer import Transformer
+from tevq.config import Settings, SettingsError, UserError
+from tevq.evaluate.evaluate import DECODINGS, SPLITS
+from tevq.evaluate.evaluator import Evaluator, encode_scenes, split_of
+from tevq.grid import COMPARED, Grid, choose
+from tevq.models.transformer import Transformer
+from tevq.report import tables
+from tevq.runs import devices
+from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.run import Run, open_run
+from tevq.runs.storage import write_atomically
+from tevq.train import stage1, stage2
 
 PRESET, SEED = "laptop", "0"
 CHECKED = 200  # validation scenes on which rounding is measured
@@ -39,7 +41,7 @@ class Generator:
     """A trained generator with its quantizer: captions to images and back."""
 
     settings: Settings
-    judge: Judge
+    evaluator: Evaluator
     model: Transformer
 
     def paint(self, captions: Sequence[str], seed: int = 0, greedy: bool = False) -> torch.Tensor:
@@ -47,7 +49,7 @@ class Generator:
 
         Raises SettingsError for a word outside the grammar or a caption that is too long.
         """
-        tokenizer = self.judge.tokenizer
+        tokenizer = self.evaluator.tokenizer
         text = torch.zeros(len(captions), tokenizer.length, dtype=torch.long)
         for row, caption in zip(text, captions, strict=True):
             ids = tokenizer.encode(caption)
@@ -55,14 +57,14 @@ class Generator:
                 raise SettingsError(f"caption of {len(ids) - 2} tokens; at most {len(row) - 2} "
                                     "fit, that is four clauses")
             row[: len(ids)] = torch.tensor(ids)
-        codes = self.judge.paint(self.model, text, self.settings.evaluation, seed, greedy)
-        return self.judge.decode(codes)
+        codes = self.evaluator.paint(self.model, text, self.settings.evaluation, seed, greedy)
+        return self.evaluator.decode(codes)
 
     @torch.no_grad()
     def describe(self, images: torch.Tensor, seed: int = 0, greedy: bool = True) -> list[str]:
         """One caption per image (N, 3, 64, 64) in [-1, 1]."""
-        codes = self.judge.quantizer.codes(images.to(self.judge.device))
-        return self.judge.image_to_text(self.model, codes, self.settings.evaluation, seed, greedy)
+        codes = self.evaluator.quantizer.codes(images.to(self.evaluator.device))
+        return self.evaluator.image_to_text(self.model, codes, self.settings.evaluation, seed, greedy)
 
 
 def load(variant: str = "te", results: str | Path | None = None) -> Generator:
@@ -73,24 +75,24 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     if variant not in COMPARED:
         raise SettingsError(f"no pretrained networks of {variant!r}; there are some of "
                             f"{', '.join(COMPARED)}")
-    study = dataclasses.replace(chosen(results), variants=(variant,))
-    install(study)
-    settings = study.settings
-    judge = Judge.load(settings, study.results, machine.detect("float32").device)
-    return Generator(settings, judge, stage2.load(settings, judge, study.results))
+    grid = dataclasses.replace(chosen(results), variants=(variant,))
+    install(grid)
+    settings = grid.settings
+    evaluator = Evaluator.load(settings, grid.results, devices.detect("float32").device)
+    return Generator(settings, evaluator, stage2.load(settings, evaluator, grid.results))
 
 
 def chosen(results: str | Path | None = None, overrides: Any = "",
-           preset: str = PRESET) -> Study:
+           preset: str = PRESET) -> Grid:
     """The cells whose networks come with the repository."""
     return choose(preset, COMPARED, SEED, "", overrides, str(results or ""))
 
 
-def runs_of(study: Study) -> list[Run]:
+def runs_of(grid: Grid) -> list[Run]:
     """The trained runs of a study: the classifier, then both stages of every cell."""
-    return [open_run(study.settings, "classifier", study.results)] + [
-        open_run(cell, kind, study.results)
-        for cell in study.cells for kind in ("stage1", "stage2")]
+    return [open_run(grid.settings, "classifier", grid.results)] + [
+        open_run(cell, kind, grid.results)
+        for cell in grid.cells for kind in ("stage1", "stage2")]
 
 
 def stem(run: Run) -> str:
@@ -98,18 +100,18 @@ def stem(run: Run) -> str:
     return run.name.replace("/", "-")
 
 
-def install(study: Study) -> list[str]:
+def install(grid: Grid) -> list[str]:
     """Puts pretrained weights into run folders that have none; returns their names.
 
     Raises SettingsError when there are none for a run, or damaged ones.
     """
     placed = []
-    for run in runs_of(study):
-        if run.usable:
+    for run in runs_of(grid):
+        if run.has_weights:
             continue
-        files = sorted((study.folder / "models").glob(f"{stem(run)}.*.safetensors"))
+        files = sorted((grid.folder / "models").glob(f"{stem(run)}.*.safetensors"))
         if not files or not run.done:
-            raise SettingsError(f"no pretrained weights of {run.name} in {study.folder / 'models'} "
+            raise SettingsError(f"no pretrained weights of {run.name} in {grid.folder / 'models'} "
                                 "(other settings?); train it: ./run_all.sh --help")
         try:
             weights = load_tree(files[0])
@@ -120,14 +122,14 @@ def install(study: Study) -> list[str]:
     return placed
 
 
-def save(study: Study) -> list[Path]:
+def save(grid: Grid) -> list[Path]:
     """Writes the weights of trained runs and the card; files of other runs go.
 
     Raises SettingsError when a run is not trained or evaluated, or has rounded weights itself.
     """
-    folder, found, counts = study.folder / "models", [], []
-    scores = _scores(study)
-    for run in runs_of(study):
+    folder, found, counts = grid.folder / "models", [], []
+    scores = _scores(grid)
+    for run in runs_of(grid):
         weights = run.weights()
         if _same(weights, in_type(in_type(weights, torch.float16), torch.float32)):
             raise SettingsError(f"{run.name} holds pretrained weights, not its own; train it again")
@@ -135,8 +137,8 @@ def save(study: Study) -> list[Path]:
         counts.append(sum(x.numel() for x in weights.values() if x.is_floating_point()))
     for old in set(folder.glob("*.safetensors")) - set(found):
         old.unlink()
-    card = CARD.format(preset=study.preset, seed=SEED, files=_files(study, found, counts),
-                       scores=scores, rounding=_rounding(study), checked=CHECKED)
+    card = CARD.format(preset=grid.preset, seed=SEED, files=_files(grid, found, counts),
+                       scores=scores, rounding=_rounding(grid), checked=CHECKED)
     write_atomically(folder / "README.md", card.encode())
     return found
 
@@ -152,12 +154,12 @@ def in_type(tree: Any, dtype: torch.dtype) -> Any:
     return {key: in_type(value, dtype) for key, value in tree.items()}
 
 
-def _rounding(study: Study) -> str:
+def _rounding(grid: Grid) -> str:
     """Share of the codes of some validation scenes that rounding leaves as they were."""
-    where, parts = machine.detect("float32"), []
-    for cell in study.cells:
+    where, parts = devices.detect("float32"), []
+    for cell in grid.cells:
         scenes, items = split_of(cell, "val", CHECKED)
-        model = stage1.load(cell, study.results, where.device)
+        model = stage1.load(cell, grid.results, where.device)
         before = encode_scenes(model, scenes, items, where)
         model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
         same = (encode_scenes(model, scenes, items, where) == before).float().mean()
@@ -165,30 +167,30 @@ def _rounding(study: Study) -> str:
     return ", ".join(parts)
 
 
-def _files(study: Study, files: list[Path], counts: list[int]) -> str:
+def _files(grid: Grid, files: list[Path], counts: list[int]) -> str:
     """The files: what is in them and where it was trained."""
     lines = ["| File | Numbers | Trained on | Minutes | Commit |",
              "| --- | --- | --- | --- | --- |"]
-    for file, count, run in zip(files, counts, runs_of(study), strict=True):
-        on = run.machine
+    for file, count, run in zip(files, counts, runs_of(grid), strict=True):
+        on = run.made_on
         lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")
     return "\n".join(lines)
 
 
-def _scores(study: Study) -> str:
+def _scores(grid: Grid) -> str:
     """Digit accuracy by task, split and decoding, from the evaluations of these runs."""
-    table = tables.build(study)["table1"]
+    table = tables.build(grid)["table1"]
     table = table[table.task.isin(tables.AS_PUBLISHED)]
     if missing := sorted(set(table.run[table.state != "done"])):
         raise SettingsError(f"not evaluated: {', '.join(missing)}; run notebook 05 first")
-    lines = [f"| Task | Split | Decoding | {' | '.join(study.variants)} |",
-             "| --- " * (3 + len(study.variants)) + "|"]
+    lines = [f"| Task | Split | Decoding | {' | '.join(grid.variants)} |",
+             "| --- " * (3 + len(grid.variants)) + "|"]
     for (task, (_, metric)), split, decoding in itertools.product(
             tables.AS_PUBLISHED.items(), SPLITS, DECODINGS):
         found = tables.by_case(table, task=task, split=split, decoding=decoding, metric=metric)
-        means = " | ".join(f"{found.loc[v, 'mean'].item():.3f}" for v in study.variants)
+        means = " | ".join(f"{found.loc[v, 'mean'].item():.3f}" for v in grid.variants)
         lines.append(f"| {task} | {split} | {decoding} | {means} |")
     return "\n".join(lines)
 
@@ -236,17 +238,17 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--results", default="", metavar="DIR")
     told = options.parse_args(arguments)
     try:
-        study = chosen(told.results)
+        grid = chosen(told.results)
         if told.save:
-            for path in save(study):
+            for path in save(grid):
                 print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
         else:
-            placed = install(study)
+            placed = install(grid)
             print("\n".join(f"{name}: in place" for name in placed) or "all were in place")
             if placed:
                 print("rounded to float16: what is trained or evaluated on them differs from what "
                       "is committed in the last digits")
-    except OneLine as error:
+    except UserError as error:
         print(f"tevq: {error}", file=sys.stderr)
         return 2
     return 0

@@ -40,7 +40,7 @@ def summary(made: Plan, outcomes: dict[str, execute.Outcome], seconds: float) ->
         lines.append(f"left out, because they need a failed one: {', '.join(left)}")
     if set(states) & set(UNFINISHED):
         lines.append("stopped by the budget; the same command goes on")
-    home = shorten(made.study.folder)
+    home = shorten(made.grid.folder)
     return "\n".join([*lines, f"notebooks  {home}/notebooks/*.html (and .ipynb)",
                       f"tables     {home}/tables/*.csv", f"figures    {home}/figures/*.png"])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tevq import execute, graph, pipeline
-from tevq.study import choose
+from tevq.grid import choose
 
 # Large enough for every code path, far too small to learn anything
 TINY: dict[str, Any] = {
@@ -44,7 +44,7 @@ def main(folder: Path = graph.FOLDER) -> int:
         work = Path(place)
         steps = {
             "ruff": lambda: _python("-m", "ruff", "check", "."),
-            "tiny study": lambda: _study(work, folder),
+            "tiny study": lambda: _grid(work, folder),
             "nbval": lambda: _nbval(work, folder),
             "pytest": pytest,
         }
@@ -83,11 +83,11 @@ def write_copies(folder: Path, target: Path, results: Path) -> list[Path]:
     return copies
 
 
-def _study(work: Path, folder: Path) -> bool:
+def _grid(work: Path, folder: Path) -> bool:
     """The tiny study through the pipeline; running it again must find everything unchanged."""
-    study = choose("smoke", VARIANTS, str(SEED), "", TINY, str(work / "results"))
-    passed = pipeline.run(pipeline.plan(study, folder=folder)) == 0
-    again = pipeline.plan(study, folder=folder)
+    grid = choose("smoke", VARIANTS, str(SEED), "", TINY, str(work / "results"))
+    passed = pipeline.run(pipeline.plan(grid, folder=folder)) == 0
+    again = pipeline.plan(grid, folder=folder)
     if passed and again.to_run:
         print(f"a second run would not be empty:\n{pipeline.describe(again)}")
     return passed and not again.to_run

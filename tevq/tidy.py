@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tevq import graph
-from tevq.settings import SettingsError
-from tevq.study import choose
+from tevq.config import SettingsError
+from tevq.grid import choose
 
 CHECKED = "nbval-check-output"
 

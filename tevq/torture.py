@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tevq import execute, graph, pipeline
-from tevq.atomic import write_atomically
+from tevq.runs.storage import write_atomically
 
 # What `@pytest.mark.promise(...)` may name, in the order of the table
 PROMISES = {
@@ -68,9 +68,9 @@ def main() -> int:
 
 def write(outcomes: dict[str, Outcome], path: Path) -> None:
     """The table: one line per promise, with the commit and machine that it was measured on."""
-    from tevq import machine
+    from tevq.runs import devices
 
-    record = machine.record(machine.detect())
+    record = devices.record(devices.detect())
     where = {"commit": record["commit"], "device": record["device_name"],
              "cores": os.cpu_count(), "torch": record["versions"]["torch"],
              "date": time.strftime("%F")}

@@ -24,7 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import FEATURES, tiny  # noqa: E402
 
-from tevq import evaluation, loop, stage1, stage2  # noqa: E402
+from tevq.evaluate import evaluate as evaluation
+from tevq.train import loop, stage1, stage2
 
 SETTINGS = tiny(**{"stage1.steps": 300, "stage1.disc_start": 60, "stage2.steps": 300,
                    "stage2.probe_every": 100})

@@ -8,12 +8,12 @@ import string
 import numpy as np
 import pytest
 
-from tevq import captions
-from tevq.captions import CENTER, Clause
-from tevq.items import CLASS_NAMES
-from tevq.scoring import CAPTION_METRICS, score_captions
-from tevq.settings import SettingsError
-from tevq.tokenizer import Tokenizer
+from tevq.config import SettingsError
+from tevq.data import captions
+from tevq.data.captions import CENTER, Clause
+from tevq.data.source import CLASS_NAMES
+from tevq.data.tokenizer import Tokenizer
+from tevq.evaluate.metrics import CAPTION_METRICS, score_captions
 
 NAMES = CLASS_NAMES["mnist"]
 TOKENIZER = Tokenizer(NAMES)

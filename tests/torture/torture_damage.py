@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tevq import presets, scenes
-from tevq.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.items import class_names, load_items
-from tevq.runs import open_run
-from tevq.settings import Data, SettingsError
-from tevq.tokenizer import Tokenizer
+from tevq import presets
+from tevq.config import DataConfig, SettingsError
+from tevq.data import scenes
+from tevq.data.source import class_names, load_source
+from tevq.data.tokenizer import Tokenizer
+from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.run import open_run
 
 
 def damages(content: bytes):
@@ -66,9 +67,9 @@ def test_a_run_goes_back_to_the_checkpoint_before(tmp_path, capsys, record_prope
 def test_stored_scenes(tmp_path, monkeypatch, suffix, record_property):
     """Planted fault: the manifest's hash is not compared."""
     monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
-    data = Data(train=10, val=10, test=10)
+    data = DataConfig(train=10, val=10, test=10)
     expected = scenes.load_scenes(data, "train").sha256()
-    arrays, key = scenes._location(data, "train", load_items(data.source, "train"))
+    arrays, key = scenes._location(data, "train", load_source(data.source, "train"))
     path, = (tmp_path / "scenes").glob(f"*{suffix}")
     content, count = path.read_bytes(), 0
     for damaged in damages(content):

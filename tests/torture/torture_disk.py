@@ -10,8 +10,8 @@ import pytest
 from torture_study import SETTINGS, command, environment
 
 from tevq import graph, selftest
-from tevq.runs import open_run
-from tevq.study import choose
+from tevq.grid import choose
+from tevq.runs.run import open_run
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_a_full_disk_costs_nothing_that_was_computed(small_disk, tmp_path, recor
     assert any("StorageError: cannot write" in text and "make room" in text for text in said)
     whole = tmp_path / "whole"
     assert run(whole).returncode == 0
-    study = choose("smoke", "te", "0", "", selftest.TINY, str(whole))
+    grid = choose("smoke", "te", "0", "", selftest.TINY, str(whole))
     names = [sorted(path.name for path in
-                    (open_run(study.cell("te", 0), "stage1", results).folder / "state").iterdir())
+                    (open_run(grid.cell("te", 0), "stage1", results).folder / "state").iterdir())
              for results in (place, whole)]
     assert names[0] == names[1] and len(names[0]) >= 1  # the names hold the hash of the content
     record_property("measured", f"{len(said)} runs on a full disk, then the same weights")

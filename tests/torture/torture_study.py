@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from tevq import execute, graph, pipeline, selftest
-from tevq.study import choose
+from tevq.grid import choose
 
 SETTINGS = [word for name, value in selftest.TINY.items() for word in ("--set", f"{name}={value}")]
 
@@ -92,8 +92,8 @@ def test_two_runs_on_one_folder(tmp_path, kill, record_property):
     logs = [run.communicate()[0] for run in runs]
     codes = [run.returncode for run in runs]
     assert codes == [-signal.SIGKILL if kill else 0, 0], logs
-    study = choose("smoke", "sc,te", "0", "1", selftest.TINY, str(results))
-    assert not pipeline.plan(study).to_run
+    grid = choose("smoke", "sc,te", "0", "1", selftest.TINY, str(results))
+    assert not pipeline.plan(grid).to_run
     done = trainings(logs)
     assert len(done) == len(set(done)), done
     count = started_trainings(results)

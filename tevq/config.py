@@ -1,0 +1,254 @@
+"""Every setting of a run, validated, in frozen dataclasses.
+
+A `Settings` object is the whole description of one (preset, variant, seed) cell of the study. Its
+`digest` names the run folder, so a run can never be mistaken for one made with other settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+
+class UserError(Exception):
+    """An error whose message says all; notebooks and the command line show no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows this instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class SettingsError(UserError, ValueError):
+    """Bad input from the user: one line with the value, what is allowed, and what to do."""
+
+
+def unknown(kind: str, value: Any, allowed) -> SettingsError:
+    """The error for a name that is not in `allowed`, with the closest allowed name."""
+    names = sorted(map(str, allowed))
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return SettingsError(f"unknown {kind} {value!r}; allowed: {', '.join(names)}{hint}")
+
+
+def option(default: Any, low: float | None = None, high: float | None = None, choices=None) -> Any:
+    """A dataclass field with its allowed range (inclusive) or choices."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Scenes of the study (section 4, Data Construction). Sizes count scenes."""
+
+    source: str = option("digits", choices=("digits", "mnist", "fashion"))
+    train: int = option(20_000, low=5)
+    val: int = option(500, low=5)
+    test: int = option(500, low=5)  # also the size of test_seen
+    seed: int = option(0, low=0)  # of the scenes; the same data for every seed of a run
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Digit and colour classifier that judges images and lends its features to the loss."""
+
+    width: int = option(16, low=4, high=128)
+    steps: int = option(1500, low=1)
+    batch: int = option(128, low=2)
+    lr: float = option(3e-3, low=1e-6, high=1.0)
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Image quantizer: VQGAN, or TE-VQGAN when `orthogonality` > 0 (section 3.2)."""
+
+    downsample: str = option(
+        "strided_conv", choices=("strided_conv", "conv_blurpool", "maxpool", "max_blurpool")
+    )
+    orthogonality: float = option(0.0, low=0.0)  # lambda of equation 5
+    stride: int = option(4, choices=(2, 4, 8, 16))  # pixels per code and axis
+    channels: int = option(16, low=4)
+    multipliers: tuple = option((1, 2, 4))  # of channels, per level; the last one repeats
+    encoder_blocks: int = option(1, low=1)
+    decoder_blocks: int = option(2, low=1)
+    padding: str = option("replicate", choices=("replicate", "zeros", "circular"))  # encoder
+    codes: int = option(256, low=2, high=65_536)  # K
+    code_dim: int = option(256, low=1)  # C'
+    codebook_start: str = option("kmeans", choices=("kmeans", "uniform"))
+    warmup_steps: int = option(100, low=0)  # autoencoder steps before the k-means start
+    beta: float = option(0.25, low=0.0)  # commitment weight
+    perceptual: str = option("classifier", choices=("classifier", "lpips-vgg"))
+    perceptual_weight: float = option(0.2, low=0.0)
+    disc_start: int = option(30_001, low=0)  # generator steps before the adversarial loss
+    disc_weight: float = option(0.8, low=0.0)
+    disc_channels: int = option(64, low=4)
+    disc_layers: int = option(3, low=1, high=4)
+    steps: int = option(1500, low=1)
+    batch: int = option(32, low=1)
+    lr: float = option(1e-3, low=1e-7, high=1.0)
+    decay: bool = option(False)  # cosine to a tenth of lr, else constant (official)
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Decoder-only transformer over [text | image] and [image | text]."""
+
+    dim: int = option(128, low=8)
+    depth: int = option(4, low=1)
+    heads: int = option(2, low=1)
+    head_dim: int = option(64, low=4)
+    window: int = option(6, low=1)  # words that a text embedding sees, itself included
+    neighbours: int = option(1, low=0)  # reach of an image embedding, in codes; 0 = its own only
+    directions: str = option("both", choices=("both", "t2i", "i2t"))
+    t2i_share: float = option(0.5, low=0.0, high=1.0)  # of the steps, if directions = both
+    target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
+    fraction: float = option(1.0, low=1e-3, high=1.0)  # share of the training scenes (Table 2)
+    steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns
+    batch: int = option(32, low=1)
+    optimizer: str = option("muon", choices=("muon", "adam"))  # muon: for the blocks' matrices
+    muon_lr: float = option(0.01, low=1e-7, high=1.0)
+    lr: float = option(3e-3, low=1e-7, high=1.0)
+    beta2: float = option(0.95, low=0.0, high=0.99999)
+    warmup_steps: int = option(100, low=0)
+    schedule: str = option("linear", choices=("linear", "restarts", "constant"))
+    clip: float = option(1.0, low=0.0)  # gradient norm; 0 = no clipping
+    probe_every: int = option(500, low=1)  # steps between learning-curve points
+    probe_scenes: int = option(100, low=0)  # per point and split; 0 = no learning curve
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Sampling and counting (sections 4.1, 4.2)."""
+
+    scenes: int = option(0, low=0)  # of each test split; 0 = all
+    temperature: float = option(1.0, low=1e-3)
+    top_k: int = option(38, low=1)  # official: a tenth of 384 logits
+    batch: int = option(128, low=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One cell of the study."""
+
+    preset: str = "smoke"
+    variant: str = "te"
+    seed: int = option(0, low=0)
+    precision: str = option("auto", choices=("auto", "float32", "bfloat16"))
+    data: DataConfig = DataConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def suffix(self) -> str:
+        """Another stride than the paper's, in words; empty otherwise."""
+        stride = self.stage1.stride
+        return f"stride {stride}" if stride != Stage1Config().stride else ""
+
+    def override(self, values: dict[str, Any]) -> Settings:
+        """A copy with dotted names replaced, e.g. `{"stage1.steps": 100}`.
+
+        Raises SettingsError for an unknown name, a wrong type or a value out of range.
+        """
+        changed = self
+        for name, value in values.items():
+            changed = _replace(changed, name, value)
+        _check_combinations(changed)
+        return changed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
+    """`"stage1.steps=100, stage2.lr=1e-3"` (or a dictionary) -> `{name: value}`."""
+    if not text:
+        return {}
+    if isinstance(text, dict):
+        return dict(text)
+    pairs = {}
+    for part in filter(None, (p.strip() for p in str(text).split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise SettingsError(f"override {part!r} is not name=value, e.g. stage1.steps=100")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def names(settings: Settings | None = None) -> list[str]:
+    """All dotted names that can be overridden."""
+    tree = (settings or Settings()).as_dict()
+    fixed = ("preset", "variant", "seed")
+    leaves = [k for k, v in tree.items() if not isinstance(v, dict) and k not in fixed]
+    return leaves + [f"{k}.{n}" for k, v in tree.items() if isinstance(v, dict) for n in v]
+
+
+def digest(tree: dict[str, Any]) -> str:
+    """First 8 hexadecimal digits of the SHA-256 of a nested dictionary in canonical JSON."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _replace(settings: Settings, name: str, value: Any) -> Settings:
+    if name not in names(settings):
+        raise unknown("setting", name, names(settings))
+    group, _, leaf = name.rpartition(".")
+    target = getattr(settings, group) if group else settings
+    new = dataclasses.replace(target, **{leaf: _convert(target, leaf, name, value)})
+    return dataclasses.replace(settings, **{group: new}) if group else new
+
+
+def _convert(target: Any, leaf: str, name: str, value: Any) -> Any:
+    """`value` in the type of the field, checked against its range or choices."""
+    spec = next(f for f in dataclasses.fields(target) if f.name == leaf)
+    kind = get_type_hints(type(target))[leaf]
+    try:
+        value = _cast(kind, value)
+    except (TypeError, ValueError):
+        wanted = {"tuple": "whole numbers such as 1-2-4"}.get(kind.__name__, kind.__name__)
+        raise SettingsError(f"{name} = {value!r} is not of type {wanted}") from None
+    choices, low, high = (spec.metadata.get(k) for k in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise SettingsError(f"{name} = {value!r} is not one of {', '.join(map(str, choices))}")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise SettingsError(f"{name} = {value!r} is out of range; it must be {bounds}")
+    return value
+
+
+def _cast(kind: type, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()] if value.lower() in (
+                "true", "false") else int("not a truth value")
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, bool):
+        raise TypeError
+    if kind is int:
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    if kind is tuple:
+        parts = value.split("-") if isinstance(value, str) else value
+        parts = tuple(int(p) for p in parts)
+        if not parts or min(parts) < 1:
+            raise ValueError
+        return parts
+    return kind(value)
+
+
+def _check_combinations(settings: Settings) -> None:
+    """Rules that join two settings."""
+    stage1 = settings.stage1
+    if stage1.orthogonality > 0 and stage1.codes > stage1.code_dim:
+        raise SettingsError(
+            f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "
+            "all be orthogonal (equation 5); use codes <= code_dim, or a variant without it"
+        )

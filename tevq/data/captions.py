@@ -1,0 +1,275 @@
+"""Captions: a grammar that writes them, and two rules that read them back.
+
+A caption is one to four clauses (place, colour, class), in any order, joined by connectors and
+closed by a full stop, as in the example of section 4.1:
+
+    the lower right is blue nine, and the white two is on the upper left.
+
+Eight templates, two words for every place and four connectors make 16 captions of one item and
+some 10^8 of four. Every connector starts with a comma, so that the official scoring rule, which
+splits at commas, sees one unit per clause.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from tevq.config import SettingsError
+
+COLOURS = ("white", "red", "green", "blue")
+PLACES = ("upper left", "upper right", "lower left", "lower right", "center")
+CENTER = PLACES.index("center")
+UNUSED = 255  # in arrays of places, colours and classes: no item in this slot
+
+TEMPLATES = (
+    "the {place} is {colour} {label}",
+    "the {colour} {label} is on the {place}",
+    "the {place} has a {colour} {label}",
+    "the {place} shows a {colour} {label}",
+    "a {colour} {label} is in the {place}",
+    "on the {place} is a {colour} {label}",
+    "{colour} {label} at the {place}",
+    "the {place} holds {colour} {label}",
+)
+PLACE_WORDS = (
+    ("upper left", "top left"), ("upper right", "top right"),
+    ("lower left", "bottom left"), ("lower right", "bottom right"), ("center", "middle"),
+)  # per place; the same number of words for each
+CONNECTORS = (",", ", and", ", while", ", also")
+MAX_CLAUSES = 4
+CHOICES = MAX_CLAUSES * 3  # random numbers that one caption uses
+
+SPECIALS = ("<pad>", "<bos>", "<eos>")
+PAD, BOS, EOS = range(3)
+_SYNONYMS = len(PLACE_WORDS[0])
+_WORDS = (*SPECIALS, ",", ".", "the", "a", "is", "on", "in", "at", "has", "shows", "holds",
+          "and", "while", "also", "upper", "top", "lower", "bottom", "left", "right",
+          "center", "middle", *COLOURS)
+_ID = {word: index for index, word in enumerate(_WORDS)}
+_LONGEST_CLAUSE = max(len(template.split()) for template in TEMPLATES) + 1  # a place is two words
+LENGTH = MAX_CLAUSES * _LONGEST_CLAUSE + (MAX_CLAUSES - 1) * 2 + 3  # with BOS, ".", EOS
+
+
+class Clause(NamedTuple):
+    """One item of a scene, as indices into PLACES, COLOURS and the class words."""
+
+    place: int
+    colour: int
+    label: int
+
+
+class Parsed(NamedTuple):
+    """What the strict parser found. Only a caption without problems scores."""
+
+    clauses: frozenset[Clause]  # the sound clauses
+    problems: tuple[str, ...]
+    units: int  # clauses the caption tries to make: its comma-separated units
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
+    """All words in token order: specials, punctuation, grammar, then the ten class words."""
+    return (*_WORDS, *names)
+
+
+# ---------------------------------------------------------------------------------- writing
+
+
+def write(
+    place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.ndarray
+) -> np.ndarray:
+    """Captions of N scenes as token ids; clauses in slot order.
+
+    place, colour, label: uint8 (N, 4), UNUSED (255) after the last item of a scene;
+    choices: uint64 (N, CHOICES), random. Returns uint8 (N, LENGTH): BOS ... EOS PAD ...
+    """
+    clauses, clause_lengths = _clause_table()
+    links, link_lengths = _connector_table()
+    n = len(place)
+    # pieces are written with their padding, which the next piece overwrites
+    ids = np.zeros((n, LENGTH + clauses.shape[1]), dtype=np.uint8)
+    ids[:, 0] = BOS
+    cursor = np.arange(n, dtype=np.int64) * ids.shape[1] + 1  # into the flat view of ids
+    template, synonym, link = (
+        (choices[:, i * MAX_CLAUSES : (i + 1) * MAX_CLAUSES] % np.uint64(size)).astype(np.int64)
+        for i, size in enumerate((len(TEMPLATES), _SYNONYMS, len(CONNECTORS)))
+    )
+    for slot in range(place.shape[1]):
+        used = place[:, slot] != UNUSED
+        if slot:
+            row = np.where(used, link[:, slot], len(CONNECTORS))  # the last row is empty
+            cursor = _append(ids, cursor, links[row], link_lengths[row])
+        row = np.ravel_multi_index(
+            [np.where(used, x, 0) for x in (
+                place[:, slot], synonym[:, slot], template[:, slot], colour[:, slot],
+                label[:, slot])],
+            (len(PLACES), _SYNONYMS, len(TEMPLATES), len(COLOURS), 10),
+        )
+        row = np.where(used, row, len(clauses) - 1)
+        cursor = _append(ids, cursor, clauses[row], clause_lengths[row])
+    ids.reshape(-1)[cursor] = _ID["."]
+    ids.reshape(-1)[cursor + 1] = EOS
+    return ids[:, :LENGTH]
+
+
+def _append(ids, cursor, piece, lengths) -> np.ndarray:
+    """Writes rows of `piece` at `cursor` (flat) and returns the cursor behind each."""
+    ids.reshape(-1)[cursor[:, None] + np.arange(piece.shape[1])] = piece
+    return cursor + lengths
+
+
+@functools.cache
+def _clause_table() -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (rows, longest clause) and lengths of all clauses; the last row is empty."""
+    words = [str(number) for number in range(10)]  # classes have no fixed words here
+    ids = {**_ID, **{word: len(_WORDS) + i for i, word in enumerate(words)}}
+    rows = [
+        template.format(place=PLACE_WORDS[p][s], colour=colour, label=word).split()
+        for p, s, template, colour, word in itertools.product(
+            range(len(PLACES)), range(_SYNONYMS), TEMPLATES, COLOURS, words)
+    ]
+    return _pad_rows([[ids[word] for word in row] for row in rows])
+
+
+@functools.cache
+def _connector_table() -> tuple[np.ndarray, np.ndarray]:
+    return _pad_rows([[_ID[word] for word in link.split()] for link in CONNECTORS])
+
+
+def _pad_rows(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    rows = [*rows, []]
+    lengths = np.array([len(row) for row in rows])
+    table = np.full((len(rows), lengths.max()), PAD, dtype=np.uint8)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table, lengths
+
+
+def paraphrases(clauses, n: int, seed: int, names: tuple[str, ...]) -> list[str]:
+    """`n` different captions of one scene, in a fixed random order.
+
+    clauses: one to four Clause, no place twice. Raises SettingsError when the grammar has fewer
+    than `n` captions of them (16 for one clause) or none at all.
+    """
+    clauses = sorted(set(clauses))
+    places = {clause.place for clause in clauses}
+    k = len(clauses)
+    if not 1 <= k <= MAX_CLAUSES or len(places) < k or (CENTER in places and k > 1):
+        raise SettingsError(f"no caption has the clauses {clauses}; use one center clause, or one "
+                            "to four clauses in different quadrants")
+    most = math.factorial(k) * (len(TEMPLATES) * _SYNONYMS) ** k * len(CONNECTORS) ** (k - 1)
+    if not 0 <= n <= most:
+        raise SettingsError(f"{n} paraphrases asked for; this scene has between 0 and {most}")
+    draw = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < n:
+        draw.shuffle(clauses)
+        found[_sentence(clauses, draw, names)] = None
+    return list(found)
+
+
+def _sentence(clauses: list[Clause], draw: random.Random, names: tuple[str, ...]) -> str:
+    text = ""
+    for index, (place, colour, label) in enumerate(clauses):
+        text += f"{draw.choice(CONNECTORS)} " if index else ""
+        text += draw.choice(TEMPLATES).format(
+            place=draw.choice(PLACE_WORDS[place]), colour=COLOURS[colour], label=names[label])
+    return text + "."
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def parse(text: str, names: tuple[str, ...]) -> Parsed:
+    """Strict reading: exactly the grammar, letter by letter; never raises on a string.
+
+    A clause is sound when it fits a template and no other clause has its place. Everything else
+    is a problem: unknown words, word order, duplicate or contradictory clauses, a center item
+    beside others, a missing connector or full stop, wrong spacing.
+
+    >>> parse("the top left is red two.", NUMBERS)
+    Parsed(clauses=frozenset({Clause(place=0, colour=1, label=2)}), problems=(), units=1)
+    """
+    problems = [] if text.endswith(".") else ["no full stop at the end"]
+    units = text.removesuffix(".").split(",")
+    found = []
+    for index, unit in enumerate(units):
+        clause = _read_clause(unit, index > 0, names)
+        if clause is None:
+            problems.append(_complaint(unit, names))
+        else:
+            found.append(clause)
+    for place, count in sorted(Counter(clause.place for clause in found).items()):
+        if count > 1:
+            same = len({clause for clause in found if clause.place == place}) == 1
+            kind = "duplicate" if same else "contradictory"
+            problems.append(f"{kind} clauses: {PLACES[place]} {count} times")
+            found = [clause for clause in found if clause.place != place]
+    if len(units) > 1 and any(clause.place == CENTER for clause in found):
+        problems.append("center beside other clauses")
+        found = [clause for clause in found if clause.place != CENTER]
+    return Parsed(frozenset(found), tuple(problems), len(units))
+
+
+def _read_clause(unit: str, linked: bool, names: tuple[str, ...]) -> Clause | None:
+    if linked:
+        link = _LINK.match(unit)
+        if not link:
+            return None
+        unit = unit[link.end():]
+    for pattern in _patterns(names):
+        if match := pattern.fullmatch(unit):
+            place = next(i for i, words in enumerate(PLACE_WORDS) if match["place"] in words)
+            return Clause(place, COLOURS.index(match["colour"]), names.index(match["label"]))
+    return None
+
+
+_LINK = re.compile("|".join(
+    re.escape(f"{link[1:]} ") for link in sorted(CONNECTORS, key=len, reverse=True)))
+
+
+@functools.cache
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, ...]:
+    groups = {
+        "place": "|".join(itertools.chain(*PLACE_WORDS)), "colour": "|".join(COLOURS),
+        "label": "|".join(map(re.escape, names)),
+    }
+    groups = {name: f"(?P<{name}>{words})" for name, words in groups.items()}
+    return tuple(re.compile(template.format(**groups)) for template in TEMPLATES)
+
+
+def _complaint(unit: str, names: tuple[str, ...]) -> str:
+    known = vocabulary(names)[len(SPECIALS):]
+    unknown = [word for word in unit.split() if word not in known]
+    return f"unknown word {unknown[0]!r}" if unknown else f"not a clause: {unit!r}"
+
+
+def official_units(text: str, names: tuple[str, ...]) -> list[tuple[int, int | None, int | None]]:
+    """(place, colour, class) of every comma-separated unit by the official, lenient rule.
+
+    From `parser.py` of the official code, its quirks kept: words are searched as substrings; a
+    unit without a known place counts as center; of several classes the lowest index wins, of
+    several places and colours the first in a fixed order; "and" without a comma hides the second
+    item; a trailing comma makes a unit of nothing; "shirt" needs a space before it. None: no such
+    word. Differences: class words stand for the official numerals, "boot" for "ankle boot".
+    """
+    units = []
+    for unit in text.split(","):
+        place = next((i for i, words in enumerate(PLACE_WORDS[:CENTER])
+                      if any(word in unit for word in words)), CENTER)
+        colour = next((i for i, word in enumerate(COLOURS) if word in unit), None)
+        label = next((i for i, word in enumerate(names)
+                      if (" shirt" if word == "shirt" else word) in unit), None)
+        units.append((place, colour, label))
+    return units

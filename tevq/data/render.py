@@ -1,0 +1,100 @@
+"""Drawing: scenes and single items as images, and the crops that are judged.
+
+All tensor operations, on the device of the items. Images are float32 (B, 3, 64, 64) in [-1, 1];
+the background is black (-1), ink is the grey value of the item times the RGB of its colour.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tevq.data.captions import UNUSED
+from tevq.data.source import ITEM_SIZE, SourceImages
+
+if TYPE_CHECKING:
+    from tevq.data.scenes import Scenes
+
+IMAGE_SIZE, CELL = 64, 32  # pixels; an item is padded by 2 on each side to fill its cell
+OFFSETS = ((2, 2), (2, 34), (34, 2), (34, 34), (18, 18))  # (row, column) of the item, per place
+RGB = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1))  # of each colour; ink has full intensity
+
+
+def render(scenes: Scenes, items: SourceImages, index=slice(None), device=None) -> torch.Tensor:
+    """Images of scenes: float32 (B, 3, 64, 64) in [-1, 1], black = -1.
+
+    items: of the split's part; index: slice or (B,) indices of scenes; device: where to draw,
+    by default where the items are (moving all items at every call is slow).
+    """
+    items = items if device is None else items.to(device)
+    if isinstance(index, torch.Tensor):
+        index = index.cpu().numpy()
+    place = scenes.place[index]
+    scene, slot = np.nonzero(place != UNUSED)
+    offset = np.array(OFFSETS)[place[scene, slot]]
+    # found here, not on a GPU, which would have to be waited for
+    row, channel = np.nonzero(np.array(RGB)[scenes.colour[index][scene, slot]])
+    numbers = np.stack((scenes.item[index][scene, slot][row], channel, *offset[row].T, scene[row]))
+    canvas = _blank(len(place), IMAGE_SIZE, items.images.device)
+    item, channel, *corner, scene = torch.from_numpy(numbers.astype(np.int64)).to(
+        items.images.device, non_blocking=True)
+    _paint(canvas, items.images, item, channel, torch.stack(corner, 1), scene)
+    return canvas
+
+
+def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene: torch.Tensor,
+         count: int) -> torch.Tensor:
+    """Items at any pixel offsets: float32 (count, 3, 64, 64) in [-1, 1].
+
+    images: uint8 (M, 28, 28); colour: (M,); offset: (M, 2) row and column of the top left pixel,
+    any whole numbers; scene: (M,), the image each item goes to. What lies outside is cut off;
+    where items of one scene overlap, the brighter value of each channel shows.
+    """
+    edge = ITEM_SIZE  # a rim that takes what is cut off
+    offset = offset.clamp(-edge, IMAGE_SIZE) + edge
+    shape = (count, IMAGE_SIZE + 2 * edge, images.device)
+    canvas = None
+    item = torch.arange(len(images), device=images.device)
+    inked = torch.tensor(RGB, dtype=torch.bool, device=images.device)[colour]  # (M, 3)
+    for layer in _layers(scene):
+        sheet = _blank(*shape)
+        row, channel = inked[layer].nonzero(as_tuple=True)
+        _paint(sheet, images, item[layer][row], channel, offset[layer][row], scene[layer][row])
+        canvas = sheet if canvas is None else torch.maximum(canvas, sheet)
+    canvas = _blank(*shape) if canvas is None else canvas
+    return canvas[:, :, edge:-edge, edge:-edge].contiguous()
+
+
+def crop(images: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """The 28x28 pixels of one place per image, (B, C, 28, 28), as the classifier sees them.
+
+    images: (B, C, 64, 64); place: (B,), index into PLACES.
+    """
+    offset = torch.tensor(OFFSETS, device=images.device)[place.to(images.device, torch.int64)]
+    rows = torch.arange(len(images), device=images.device)
+    return _windows(images)[rows, :, offset[:, 0], offset[:, 1]]
+
+
+def _blank(count: int, size: int, device) -> torch.Tensor:
+    return torch.full((count, 3, size, size), -1.0, device=device)
+
+
+def _windows(images: torch.Tensor) -> torch.Tensor:
+    """View (B, C, rows, columns, 28, 28): the 28x28 window at every offset."""
+    return images.unfold(2, ITEM_SIZE, 1).unfold(3, ITEM_SIZE, 1)
+
+
+def _paint(canvas, images, item, channel, offset, scene) -> None:
+    """Writes items into one channel each of `canvas`; windows of one call must not overlap."""
+    ink = images[item].float().mul_(2 / 255).sub_(1)
+    _windows(canvas)[scene, channel, offset[:, 0], offset[:, 1]] = ink
+
+
+def _layers(scene: torch.Tensor) -> list[torch.Tensor]:
+    """Index sets with at most one item of each scene: no overlap inside a set."""
+    order = torch.argsort(scene, stable=True)
+    ordered = scene[order]
+    rank = torch.arange(len(scene), device=scene.device) - torch.searchsorted(ordered, ordered)
+    return [order[rank == i] for i in range(int(rank.max()) + 1)] if len(scene) else []

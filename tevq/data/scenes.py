@@ -1,0 +1,281 @@
+"""Scenes: which item of which colour stands where, the held-out rule, and how scenes are drawn.
+
+A split is a set of small arrays, built from a counter-based random stream: every scene reads its
+own part of the stream, so the arrays do not depend on how many scenes are made at a time. Pixels
+are drawn when needed (`drawing`), never stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tevq.config import DataConfig, SettingsError, digest, unknown
+from tevq.data import captions
+from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
+from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, render
+from tevq.data.source import ITEM_SIZE, SourceImages, cache_folder, class_names, load_source
+from tevq.runs.storage import write_atomically, write_json
+from tevq.runs.tensorfile import load, save
+
+__all__ = [
+    "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
+    "SPLITS", "Scenes", "build", "crop", "draw", "item_range", "load_manifest", "load_scenes",
+    "manifest", "part_of", "render", "split_size",
+]
+CASES = ("quad1", "quad2", "quad3", "quad4", "center")
+SPLITS = ("train", "val", "val_seen", "test", "test_seen")
+SLOTS = 4
+
+# Class -> (colour, quadrant) that training never shows (figure 2b). Class 0 is the paper's; the
+# paper does not print the other nine, they are our choice.
+HELD_OUT = tuple(
+    (COLOURS.index(colour), PLACES.index(place)) for colour, place in (
+        ("white", "upper left"), ("red", "upper right"), ("green", "lower left"),
+        ("blue", "lower right"), ("red", "upper left"), ("green", "upper right"),
+        ("blue", "lower left"), ("white", "lower right"), ("green", "upper left"),
+        ("blue", "upper right"),
+    )
+)
+_FORMAT = 1  # of the stored arrays; raise it when the same settings give other scenes
+_DRAWS = 32  # random numbers per scene: 4 x (order, class, colour, item), captions.CHOICES, spare
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N scenes. Used slots come first, in the order in which the caption mentions them."""
+
+    item: np.ndarray  # int32 (N, 4), index into the items of the split's part, -1 = unused
+    label: np.ndarray  # uint8 (N, 4), class, 255 = unused
+    colour: np.ndarray  # uint8 (N, 4), index into COLOURS, 255 = unused
+    place: np.ndarray  # uint8 (N, 4), index into PLACES, 255 = unused
+    case: np.ndarray  # uint8 (N,), index into CASES
+    caption: np.ndarray  # uint8 (N, L), token ids BOS ... EOS PAD ...
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def take(self, index) -> Scenes:
+        """The scenes of a slice or an index array."""
+        return Scenes(**{name: array[index] for name, array in self.arrays().items()})
+
+    def clauses(self, i: int) -> list[captions.Clause]:
+        """What scene `i` shows, in the order of its caption."""
+        rows = zip(self.place[i], self.colour[i], self.label[i], strict=True)
+        return [captions.Clause(*map(int, row)) for row in rows if row[0] != UNUSED]
+
+    def sha256(self) -> str:
+        """Hash of names, types, shapes and values."""
+        total = hashlib.sha256()
+        for name, array in self.arrays().items():
+            total.update(f"{name} {array.dtype} {array.shape};".encode())
+            total.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))))
+        return total.hexdigest()
+
+
+# ---------------------------------------------------------------------------------- building
+
+
+def part_of(split: str) -> str:
+    """Which items a split takes: "train" or "test"."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return "train" if split == "train" else "test"
+
+
+def split_size(data: DataConfig, split: str) -> int:
+    """Scenes of a split; the `_seen` control of a split has its size."""
+    part_of(split)  # refuses unknown names
+    return {"train": data.train, "val": data.val, "test": data.test}[split.removesuffix("_seen")]
+
+
+def item_range(split: str, count: int) -> range:
+    """Items open to a split out of `count` of its part: vals the first half, tests the second."""
+    if part_of(split) == "train":
+        return range(count)
+    return range(count // 2) if split.startswith("val") else range(count // 2, count)
+
+
+def build(data: DataConfig, split: str, labels: np.ndarray, batch: int = 16_384,
+          workers: int = 1) -> Scenes:
+    """The scenes of a split, from nothing.
+
+    labels: (n,) classes of the items of the split's part. batch (scenes at a time) and workers
+    (threads) change time and memory only. Raises SettingsError when a class has no items.
+    """
+    n = split_size(data, split)
+    case = _cases(data.seed, split, n)
+    pools = _pools(labels, item_range(split, len(labels)), split)
+    held_out_only = split in ("val", "test")
+
+    def make(start: int) -> Scenes:
+        stop = min(start + batch, n)
+        draws = _stream(f"scenes/{split}/{data.seed}", start * _DRAWS, (stop - start) * _DRAWS)
+        return _make(case[start:stop], draws.reshape(-1, _DRAWS), pools, held_out_only)
+
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(make, range(0, n, batch)))
+    names = parts[0].arrays()
+    return Scenes(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+
+
+def _stream(name: str, start: int, count: int) -> np.ndarray:
+    """Numbers start ... start + count (start divisible by 4) of a named stream: uint64 (count,).
+
+    Raw Philox output is fixed for ever, unlike the distributions NumPy derives from it.
+    """
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+    return np.random.Philox(key=key, counter=start // 4).random_raw(count)
+
+
+def _cases(seed: int, split: str, n: int) -> np.ndarray:
+    """Cases uint8 (n,) in random order, each n / 5 times (or once more)."""
+    order = np.argsort(_stream(f"cases/{split}/{seed}", 0, n), kind="stable")
+    case = np.empty(n, dtype=np.uint8)
+    case[order] = np.arange(n) % len(CASES)
+    return case
+
+
+def _pools(labels: np.ndarray, allowed: range, split: str):
+    """Items by class: (indices sorted by class, first of each class, number of each class)."""
+    labels = np.asarray(labels)[allowed.start:allowed.stop]
+    counts = np.bincount(labels, minlength=10)
+    if counts.min() == 0:
+        raise SettingsError(f"class {counts.argmin()} has no items for split {split!r}; every "
+                            "class needs at least one, use the whole data set")
+    order = np.argsort(labels, kind="stable") + allowed.start
+    return order, np.cumsum(counts) - counts, counts
+
+
+def _make(case: np.ndarray, draws: np.ndarray, pools, held_out_only: bool) -> Scenes:
+    """Scenes of given cases (n,) from random numbers uint64 (n, _DRAWS)."""
+    center = case == CASES.index("center")
+    # a random order of the quadrants gives both the places and the order of the clauses
+    place = np.argsort(draws[:, :4], axis=1, kind="stable")
+    place[center, 0] = CENTER
+    label, colour = _identity(place, draws[:, 4:8], draws[:, 8:12], held_out_only)
+    order, first, counts = pools
+    item = order[first[label] + _below(draws[:, 12:16], counts[label])]
+    unused = np.arange(SLOTS) >= np.where(center, 1, case + 1)[:, None]
+    item = np.where(unused, -1, item).astype(np.int32)
+    label, colour, place = (
+        np.where(unused, UNUSED, x).astype(np.uint8) for x in (label, colour, place))
+    choices = draws[:, 16:16 + captions.CHOICES]
+    return Scenes(item, label, colour, place, case, captions.write(place, colour, label, choices))
+
+
+def _identity(place, label_draws, colour_draws, held_out_only: bool):
+    """Classes and colours for places (n, 4): uniform class, then uniform colour among the allowed.
+
+    In quadrants either only the held-out combinations, or all but them; anything in the center.
+    """
+    held_colour, held_place = np.array(HELD_OUT).T
+    label = _below(label_draws, 10)
+    if held_out_only:
+        rows = [np.flatnonzero(held_place == p) if p != CENTER else np.arange(10)
+                for p in range(len(PLACES))]
+        counts = np.array([len(row) for row in rows])
+        table = np.stack([np.resize(row, 10) for row in rows])
+        label = table[place, _below(label_draws, counts[place])]
+    bound = (held_place[label] == place)  # the class has its held-out quadrant
+    colour = _below(colour_draws, len(COLOURS) - bound)
+    colour += bound & (colour >= held_colour[label])  # skip the held-out colour
+    if held_out_only:
+        colour = np.where(bound, held_colour[label], colour)
+    return label, colour
+
+
+def _below(draws: np.ndarray, n) -> np.ndarray:
+    """Whole numbers in [0, n), n up to 10^5: the bias of the remainder is below 10^-14."""
+    return (draws % np.asarray(n).astype(np.uint64)).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------- storing
+
+
+def load_scenes(data: DataConfig, split: str) -> Scenes:
+    """Scenes of a split, built once and kept in the cache folder with a manifest.
+
+    Stored scenes are checked against the SHA-256 in their manifest; damaged ones are built again.
+    """
+    items = load_source(data.source, part_of(split))
+    path, key = _location(data, split, items)
+    if (stored := _read(path, key)) is not None:
+        return stored
+    scenes = build(data, split, items.labels.numpy())
+    try:
+        # the manifest first: whoever sees the arrays must find it
+        write_json(path.with_suffix(".json"), {**key, **manifest(scenes, data.source)})
+        write_atomically(path, save({k: torch.from_numpy(v) for k, v in scenes.arrays().items()}))
+    except OSError as error:
+        print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
+    return scenes
+
+
+def load_manifest(data: DataConfig, split: str) -> dict:
+    """The manifest of a split (see `manifest`), with what the scenes were made of."""
+    scenes = load_scenes(data, split)
+    key = _location(data, split, load_source(data.source, part_of(split)))[1]
+    return {**key, **manifest(scenes, data.source)}
+
+
+def manifest(scenes: Scenes, source: str) -> dict:
+    """Counts per case, class, colour, place and number of items, the rule, and the hash."""
+    names = class_names(source)
+    used = scenes.place != UNUSED
+
+    def counts(array, words):
+        return dict(zip(words, np.bincount(array, minlength=len(words)).tolist(), strict=True))
+
+    return {
+        "scenes": len(scenes),
+        "items": int(used.sum()),
+        "cases": counts(scenes.case, CASES),
+        "classes": counts(scenes.label[used], names),
+        "colours": counts(scenes.colour[used], COLOURS),
+        "places": counts(scenes.place[used], PLACES),
+        "held_out": {names[label]: f"{COLOURS[c]} {PLACES[p]}"
+                     for label, (c, p) in enumerate(HELD_OUT)},
+        "caption_tokens_mean": round(float((scenes.caption != captions.PAD).sum(1).mean()), 3),
+        "caption_tokens_most": int((scenes.caption != captions.PAD).sum(1).max()),
+        "sha256": scenes.sha256(),
+    }
+
+
+def _location(data: DataConfig, split: str, items: SourceImages) -> tuple[Path, dict]:
+    """File of a split, and everything its content depends on."""
+    n = split_size(data, split)
+    grammar = [captions.TEMPLATES, captions.PLACE_WORDS, captions.CONNECTORS, captions.LENGTH]
+    key = {"format": _FORMAT, "source": data.source, "split": split, "n": n, "seed": data.seed,
+           "items_sha256": items.sha256(), "rule": digest({"held_out": HELD_OUT}),
+           "grammar": digest({"grammar": grammar})}
+    name = f"{data.source}-{split}-{n}-{digest(key)}.safetensors"
+    return cache_folder() / "scenes" / name, key
+
+
+def _read(path: Path, key: dict) -> Scenes | None:
+    """Stored scenes, or None when there are none or they are not what the manifest says."""
+    if not path.exists():
+        return None
+    try:
+        told = json.loads(path.with_suffix(".json").read_text())
+        arrays, _ = load(path.read_bytes())
+        scenes = Scenes(**{name: array.numpy() for name, array in arrays.items()})
+        if scenes.sha256() == told["sha256"] and all(told.get(k) == v for k, v in key.items()):
+            return scenes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    print(f"tevq: stored scenes {path} are damaged; building them again", file=sys.stderr)
+    return None

@@ -1,0 +1,248 @@
+"""Translation equivariance in the quantized space: does Fq(T1 x) = T2 Fq(x) hold (equation 2)?
+
+One item is drawn on an empty 64x64 scene, moved, and the codes of the half-sized window that
+travels with it are compared. Four measures, because different things break them:
+
+* `official`: the five places of the official code, all ten pairs of quarter-grid windows;
+* `grid`: shifts by multiples of the stride, up to 32 px; borders, attention and normalisation act;
+* `subgrid`: shifts by 1 ... stride - 1 px, against the unshifted codes at the nearest aligned
+  position; aliasing acts;
+* `context`: the item stays, the other quadrants are empty or filled; attention and normalisation.
+
+Background cells agree easily and a collapsed codebook always does, so each comes over all cells
+and over foreground cells only, with Cohen's kappa (agreement beyond what code frequencies give). A
+small vocabulary agrees more often than a large one, too: `merged` measures again with neighbouring
+codes taken for one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tevq.data import scenes
+from tevq.data.source import SourceImages
+
+Shift = tuple[int, int]  # pixels down, pixels right
+
+
+@dataclass
+class Agreement:
+    """Sums over compared cells; read them with `rows`."""
+
+    K: int
+    # per kind of cells (K, K): how often a cell had code i in the reference and j when compared
+    joint: dict[str, torch.Tensor] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
+    size: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
+
+    def add(self, a: Window, b: Window) -> None:
+        """Compares two windows of the same size, `a` the reference."""
+        either = a.ink | b.ink
+        for cells, mask in (("all", torch.ones_like(either)), ("foreground", either)):
+            pairs = a.codes[mask] * self.K + b.codes[mask]
+            joint = torch.bincount(pairs, minlength=self.K**2).view(self.K, self.K)
+            self.joint[cells] = self.joint.get(cells, 0) + joint
+            weight = mask[:, None]
+            self.error[cells] += float(((a.features - b.features).square() * weight).sum())
+            self.size[cells] += float((a.features.square() * weight).sum())
+
+    def rows(self, merge: torch.Tensor | None = None, **labels: Any) -> list[dict[str, Any]]:
+        """For all and for foreground cells: `agreement`, `kappa`, `feature_error`, `n` cells.
+
+        merge (K,): the group of every code, when codes of one group count as the same code.
+
+        `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None
+        when chance agreement is 1: one code covers everything (a collapsed codebook).
+        """
+        rows = []
+        for cells, joint in self.joint.items():
+            if merge is not None:
+                member = torch.nn.functional.one_hot(merge.to(joint.device)).double()
+                joint = member.T @ joint.double() @ member
+            n = int(joint.sum())
+            observed = float(joint.trace()) / max(n, 1)
+            share = torch.stack([joint.sum(1), joint.sum(0)]).double() / max(n, 1)
+            chance = float((share[0] * share[1]).sum())
+            kappa = None if chance > 1 - 1e-9 else (observed - chance) / (1 - chance)
+            error = math.sqrt(self.error[cells] / max(self.size[cells], 1e-12))
+            rows.append(labels | {"cells": cells, "agreement": observed, "kappa": kappa,
+                                  "feature_error": error, "n": n,
+                                  "codes_used": int((share[0] > 0).sum())})
+        return rows
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square part of the code grid: features (B, D, n, n), codes and ink (B, n, n)."""
+
+    features: torch.Tensor
+    codes: torch.Tensor
+    ink: torch.Tensor  # True where the cell's pixels show any of the item
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of scenes as the quantizer sees it, over the whole grid."""
+
+    features: torch.Tensor
+    codes: torch.Tensor
+    ink: torch.Tensor
+
+    def window(self, row: int, col: int) -> Window:
+        """The half-sized window whose top-left cell is (row, col)."""
+        n = self.codes.shape[-1] // 2
+        part = (..., slice(row, row + n), slice(col, col + n))
+        return Window(self.features[part], self.codes[part], self.ink[part])
+
+
+@torch.no_grad()
+def encode(model: Any, x: torch.Tensor) -> Encoded:
+    """x (B, 3, 64, 64) in [-1, 1] -> features and codes, float32.
+
+    `model` has `stride`, `encode` and `quantizer`, as VQGAN does.
+    """
+    features = model.encode(x.contiguous(memory_format=torch.channels_last)).float()
+    bright = (x.amax(1) > -1 + 1e-3).float()  # (B, 64, 64)
+    ink = torch.nn.functional.max_pool2d(bright[:, None], model.stride)[:, 0] > 0
+    return Encoded(features, model.quantizer.nearest(features), ink)
+
+
+class Probe:
+    """Items in fixed random colours that can be drawn anywhere; the stimulus of all measures."""
+
+    def __init__(self, items: SourceImages, count: int, seed: int, device: torch.device | str = "cpu"):
+        random = torch.Generator().manual_seed(seed)
+        index = torch.randperm(len(items.labels), generator=random)
+        self.count, self.device = min(count, len(index)), device
+        self.images = items.images[index[: self.count]]
+        # for the context measure: three other items, and all colours
+        self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]
+        self.colour = torch.randint(len(scenes.COLOURS), (self.count,), generator=random)
+        self.other_colour = torch.randint(len(scenes.COLOURS), (len(self.others),),
+                                          generator=random)
+
+    def at(self, row: int, col: int) -> torch.Tensor:
+        """Scenes (count, 3, 64, 64) with one item, its top-left pixel at (row, col)."""
+        offset = torch.tensor([row, col]).expand(self.count, 2)
+        x = scenes.draw(self.images, self.colour, offset, torch.arange(self.count), self.count)
+        return x.to(self.device)
+
+    def crowded(self, quadrant: int) -> torch.Tensor:
+        """Scenes with the item in `quadrant` and other items in the other three."""
+        x = self.at(*scenes.OFFSETS[quadrant])
+        rest = [q for q in range(4) if q != quadrant]
+        offset = torch.tensor([scenes.OFFSETS[q] for q in rest]).repeat(self.count, 1)
+        scene = torch.arange(self.count).repeat_interleave(3)[: len(self.others)]
+        other = scenes.draw(self.others, self.other_colour, offset[: len(scene)], scene,
+                            self.count)
+        return torch.maximum(x, other.to(self.device))
+
+
+def nearest_cell(pixels: int, stride: int) -> int:
+    """The aligned position nearest to a shift, in cells; half a stride counts as not yet moved."""
+    return math.ceil(pixels / stride - 0.5)
+
+
+def grid_shifts(stride: int) -> list[Shift]:
+    """Multiples of the stride up to 32 px: right, down, and diagonally."""
+    steps = range(stride, scenes.CELL + 1, stride)
+    return [s for d in steps for s in ((0, d), (d, 0), (d, d))]
+
+
+def subgrid_shifts(stride: int) -> list[Shift]:
+    """1 ... stride - 1 px: right, down, and diagonally."""
+    return [s for d in range(1, stride) for s in ((0, d), (d, 0), (d, d))]
+
+
+def compare_shifts(model: Any, probe: Probe, shifts: list[Shift]) -> dict[Shift, Agreement]:
+    """Equation 2 for each shift of the item from the upper-left quadrant."""
+    row, col = scenes.OFFSETS[0]
+    K = model.quantizer.codebook.shape[0]
+    reference = encode(model, probe.at(row, col)).window(0, 0)
+    found = {}
+    for down, right in shifts:
+        moved = encode(model, probe.at(row + down, col + right))
+        cell = nearest_cell(down, model.stride), nearest_cell(right, model.stride)
+        found[down, right] = Agreement(K)
+        found[down, right].add(reference, moved.window(*cell))
+    return found
+
+
+def official(model: Any, probe: Probe) -> Agreement:
+    """The official ShiftEqMetric: centre and quadrants, ten pairs of windows."""
+    half = scenes.CELL // model.stride
+    cells = [(0, 0), (0, half), (half, 0), (half, half), (half // 2, half // 2)]
+    windows = [encode(model, probe.at(*place)).window(*cell)
+               for place, cell in zip(scenes.OFFSETS, cells, strict=True)]
+    total = Agreement(model.quantizer.codebook.shape[0])
+    for a, b in itertools.combinations(windows, 2):
+        total.add(a, b)
+    return total
+
+
+def context(model: Any, probe: Probe) -> Agreement:
+    """The same item in the same quadrant, alone or among three others."""
+    half = scenes.CELL // model.stride
+    total = Agreement(model.quantizer.codebook.shape[0])
+    for quadrant, cell in enumerate([(0, 0), (0, half), (half, 0), (half, half)]):
+        alone = encode(model, probe.at(*scenes.OFFSETS[quadrant])).window(*cell)
+        total.add(alone, encode(model, probe.crowded(quadrant)).window(*cell))
+    return total
+
+
+def pool(parts: list[Agreement]) -> Agreement:
+    """Sums of several comparisons."""
+    total = Agreement(parts[0].K)
+    for part in parts:
+        for cells, joint in part.joint.items():
+            total.joint[cells] = total.joint.get(cells, 0) + joint
+            total.error[cells] += part.error[cells]
+            total.size[cells] += part.size[cells]
+    return total
+
+
+def compare(model: Any, probe: Probe) -> dict[str, Agreement]:
+    """The comparisons behind all four measures."""
+    s = model.stride
+    grid = pool(list(compare_shifts(model, probe, grid_shifts(s)).values()))
+    subgrid = pool(list(compare_shifts(model, probe, subgrid_shifts(s)).values()))
+    return {"official": official(model, probe), "grid": grid, "subgrid": subgrid,
+            "context": context(model, probe)}
+
+
+def measure(found: dict[str, Agreement]) -> list[dict[str, Any]]:
+    """All four measures: rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
+    return [row for name, total in found.items() for row in total.rows(measure=name)]
+
+
+def merge_codes(codebook: torch.Tensor, groups: int) -> torch.Tensor:
+    """Group (K,) of every code: the nearest two are joined (Ward) until so many groups are left."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    ward = AgglomerativeClustering(groups, linkage="ward")
+    return torch.tensor(ward.fit_predict(codebook.detach().float().cpu().numpy()))
+
+
+def merged(found: dict[str, Agreement], codebook: torch.Tensor) -> list[dict[str, Any]]:
+    """The measures with half as many codes, a quarter, ... 4: rows as `measure`, and `groups`.
+
+    Nothing is trained again: what changes is only which codes count as the same.
+    """
+    rows, left = [], len(codebook) // 2
+    while left >= 4:
+        merge = merge_codes(codebook, left)
+        for name, total in found.items():
+            rows += total.rows(merge, measure=name, groups=left)
+        left //= 2
+    return rows
+
+
+def sweep(model: Any, probe: Probe, farthest: int = 16) -> list[dict[str, Any]]:
+    """Shifts of 0 ... `farthest` px to the right, one row per shift and kind of cells."""
+    found = compare_shifts(model, probe, [(0, d) for d in range(farthest + 1)])
+    return [row for (_, d), total in found.items() for row in total.rows(shift=d)]

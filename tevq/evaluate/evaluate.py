@@ -1,0 +1,172 @@
+"""Evaluation of one (variant, seed) on the test splits: the numbers behind every table.
+
+Two kinds of run: `quantizer` needs Stage 1 only (Table 3, equivariance, ceilings), `evaluation`
+needs both stages (Tables 1 and 2). Both keep rows in `summary.json` with the counts behind every
+share; `evaluation` also keeps counts per scene (`scenes.csv.gz`) and examples (see `examples`).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import time
+
+import torch
+
+from tevq.config import Settings
+from tevq.data.scenes import CASES, Scenes, render
+from tevq.data.source import load_source
+from tevq.evaluate import equivariance, examples
+from tevq.evaluate.evaluator import CHUNK, Evaluator, join_scores, split_of
+from tevq.evaluate.metrics import Score, by_case
+from tevq.models import losses
+from tevq.models.quantizer import codebook_health
+from tevq.runs import devices
+from tevq.runs.run import Run, open_run, parents
+from tevq.runs.storage import write_atomically
+from tevq.train import stage2
+from tevq.train.stage1 import reconstruct
+
+SPLITS = ("test", "test_seen")
+DECODINGS = ("sampled", "greedy")
+PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
+
+
+def evaluate_quantizer(settings: Settings, results=None) -> Run:
+    """Stage 1 on the test splits; returns its run.
+
+    Summary: `rows` (split, task, case, metric, value, correct, n) with tasks `ceiling-real` and
+    `ceiling-reconstruction`; `reconstruction` (split, l1 in [0, 1], perceptual, codes_used,
+    perplexity); `equivariance`, `merged` and `sweep` rows as in equivariance.py.
+    """
+    run = open_run(settings, "quantizer", results)
+    with run.lock():
+        if not run.done:
+            began = time.monotonic()
+            evaluator, where = _begin(run, settings, results, "classifier", "stage1")
+            found = [_reconstruction(settings, evaluator, split) for split in SPLITS]
+            items = load_source(settings.data.source, "test")
+            count = min(PROBE_ITEMS, settings.data.test // 5)
+            probe = equivariance.Probe(items, count, settings.data.seed, where.device)
+            compared = equivariance.compare(evaluator.quantizer, probe)
+            codebook = evaluator.quantizer.quantizer.codebook
+            run.finish({
+                "rows": [row for rows, _ in found for row in rows],
+                "reconstruction": [line for _, line in found],
+                "equivariance": equivariance.measure(compared),
+                "merged": equivariance.merged(compared, codebook),
+                "sweep": equivariance.sweep(evaluator.quantizer, probe),
+                "seconds": time.monotonic() - began})
+    return run
+
+
+def evaluate(settings: Settings, results=None) -> Run:
+    """Both directions on the test splits; returns its run.
+
+    Summary rows: split, task (t2i, i2t), decoding (sampled, greedy), case, metric, value, correct,
+    n. Both directions are sampled as officially, and once more greedy.
+    """
+    run = open_run(settings, "evaluation", results)
+    with run.lock():
+        if not run.done:
+            began = time.monotonic()
+            evaluator, _ = _begin(run, settings, results, "classifier", "stage1", "stage2")
+            model = stage2.load(settings, evaluator, results)
+            rows, lines, kept, painted = [], [], {}, {}
+            for split in SPLITS:
+                found = _both_directions(settings, evaluator, model, split, results)
+                rows += found[0]
+                lines += found[1]
+                kept[split] = found[2]
+                painted |= found[3]
+                print(f"{run.name}: {split} done", flush=True)
+            write_atomically(run.folder / "scenes.csv.gz", _as_csv(lines))
+            examples.save(run, kept, painted)
+            run.finish({"rows": rows, "seconds": time.monotonic() - began})
+    return run
+
+
+def _begin(run: Run, settings: Settings, results, *kinds: str) -> tuple[Evaluator, devices.Device]:
+    """Everything is evaluated in float32, so that a result does not depend on batches."""
+    where = devices.detect("float32")
+    evaluator = Evaluator.load(settings, results, where.device)
+    run.start(where, parents(settings, *kinds, results=results))
+    return evaluator, where
+
+
+def _reconstruction(settings: Settings, evaluator: Evaluator, split: str) -> tuple[list[dict], dict]:
+    """Ceiling rows of a split, and one line for Table 3."""
+    scenes, items = split_of(settings, split)
+    name = settings.stage1.perceptual
+    perceptual = losses.perceptual_loss(name, evaluator.classifier, evaluator.device)
+    counts = torch.zeros(settings.stage1.codes, dtype=torch.long)
+    l1, distance, scores = [], [], {"ceiling-real": [], "ceiling-reconstruction": []}
+    for start in range(0, len(scenes), CHUNK):
+        part = scenes.take(slice(start, start + CHUNK))
+        x = render(part, items).to(evaluator.device)
+        y, codes = reconstruct(evaluator.quantizer, x)
+        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
+        l1.append(float((x - y).abs().mean()) / 2 * len(x))
+        with torch.no_grad():
+            distance.append(float(perceptual(x, y)) * len(x))
+        for task, images in (("ceiling-real", x), ("ceiling-reconstruction", y)):
+            scores[task].append(evaluator.score_images(images, part))
+    rows = [row for task, parts in scores.items()
+            for row in _rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
+    line = {"split": split, "l1": sum(l1) / len(scenes), "perceptual": sum(distance) / len(scenes),
+            "perceptual_name": name, "n": len(scenes)}
+    return rows, line | codebook_health(evaluator.quantizer.quantizer.codebook, counts)
+
+
+def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str, results
+                     ) -> tuple[list[dict], list[dict], dict, dict]:
+    """Rows per case, lines per scene, and examples of one split: records, images."""
+    options, seed = settings.evaluation, settings.seed
+    scenes, _ = split_of(settings, split, options.scenes)
+    truth = stage2.encoded_split(settings, split, evaluator, results)[: len(scenes)].long()
+    rows, columns, painted = [], {}, {}
+    chosen = examples.first_of_each_case(scenes.case)
+    kept = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
+
+    def keep(scores: dict[str, Score], task: str, decoding: str) -> None:
+        rows.extend(_rows(scores, scenes, split=split, task=task, decoding=decoding))
+        for metric, score in scores.items():
+            columns[f"{task}_{decoding}_{metric}"] = score
+
+    for decoding in DECODINGS:
+        if settings.stage2.directions != "i2t":
+            codes = evaluator.text_to_image(model, scenes, options, seed, decoding == "greedy")
+            keep(evaluator.score_codes(codes, scenes), "t2i", decoding)
+            kept[f"t2i_{decoding}"] = codes[chosen].tolist()
+            painted[split, decoding] = examples.paint(evaluator, codes[chosen], scenes.take(chosen))
+        if settings.stage2.directions != "t2i":
+            texts = evaluator.image_to_text(model, truth, options, seed, decoding == "greedy")
+            keep(evaluator.score_texts(texts, scenes), "i2t", decoding)
+            kept[f"i2t_{decoding}"] = [texts[i] for i in chosen]
+    return rows, _lines(columns, scenes, split), kept, painted
+
+
+def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
+    """One row per case and metric; cases without anything to count are left out."""
+    table = by_case(scores, scenes.case, CASES)
+    return [labels | {"case": case, "metric": metric, "value": score.value,
+                      "correct": score.correct, "n": score.n}
+            for case, metrics in table.items() for metric, score in metrics.items() if score.n]
+
+
+def _lines(columns: dict[str, Score], scenes: Scenes, split: str) -> list[dict]:
+    """One line per scene with right and counted of every metric."""
+    return [{"split": split, "scene": i, "case": CASES[scenes.case[i]]}
+            | {f"{name}_{part}": int(values[i]) for name, score in columns.items()
+               for part, values in zip(("correct", "n"), score, strict=True)}
+            for i in range(len(scenes))]
+
+
+def _as_csv(lines: list[dict]) -> bytes:
+    """Compressed to a twentieth; the same lines give the same bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return gzip.compress(text.getvalue().encode(), mtime=0)

@@ -1,0 +1,133 @@
+"""Judging a generator: it paints captions and describes images (sections 4.1 and 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tevq.config import EvaluationConfig, Settings
+from tevq.data.captions import CENTER
+from tevq.data.scenes import CASES, Scenes, load_scenes, part_of, render
+from tevq.data.source import SourceImages, class_names, load_source
+from tevq.data.tokenizer import Tokenizer
+from tevq.evaluate.metrics import Score, quadrant_ink, read_places, score_captions, score_images
+from tevq.models import classifier
+from tevq.models.classifier import Classifier
+from tevq.models.sampling import generate_captions, generate_images
+from tevq.models.transformer import Transformer
+from tevq.models.vqgan import VQGAN
+from tevq.train import stage1
+
+CHUNK = 128  # scenes that are rendered, encoded or decoded at a time
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What scoring needs besides the generator."""
+
+    quantizer: VQGAN
+    classifier: Classifier
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @classmethod
+    def load(cls, settings: Settings, results=None, device: torch.device | str = "cpu") -> Evaluator:
+        """Judge of a run, with its trained quantizer and the preset's classifier."""
+        return cls(stage1.load(settings, results, device),
+                   classifier.load(settings, results, device),
+                   Tokenizer(class_names(settings.data.source)), torch.device(device))
+
+    def score_images(self, images: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
+        """`scoring.IMAGE_METRICS` of images (N, 3, 64, 64) in [-1, 1] that should show `scenes`."""
+        labels, colours = read_places(images.to(self.device), scenes.place,
+                                      self.classifier.predict)
+        center = torch.from_numpy(scenes.place[:, 0] == CENTER).to(self.device)
+        ink = quadrant_ink(images.to(self.device), center).cpu().numpy()
+        return score_images(labels, colours, scenes.label, scenes.colour, scenes.place, ink)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (N, h, w) -> images (N, 3, 64, 64) in [-1, 1]."""
+        return torch.cat([self.quantizer.decode_codes(part.to(self.device))
+                          for part in codes.split(CHUNK)])
+
+    def score_codes(self, codes: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
+        """Scores of the images that codes (N, h, w) decode to."""
+        return join_scores([self.score_images(self.decode(codes[i : i + CHUNK]),
+                                              scenes.take(slice(i, i + CHUNK)))
+                            for i in range(0, len(codes), CHUNK)])
+
+    def text_to_image(self, model: Transformer, scenes: Scenes, options: EvaluationConfig, seed: int,
+                      greedy: bool = False) -> torch.Tensor:
+        """Codes (N, h, w) painted for the captions of `scenes`."""
+        return self.paint(model, torch.from_numpy(scenes.caption.astype(np.int64)), options, seed,
+                          greedy)
+
+    def paint(self, model: Transformer, text: torch.Tensor, options: EvaluationConfig, seed: int,
+              greedy: bool = False) -> torch.Tensor:
+        """Codes (N, h, w) painted for token ids (N, L), int64."""
+        text = text.to(self.device)
+        seeds = sample_seeds(len(text), seed).to(self.device)
+        return torch.cat([
+            generate_images(model, words, numbers, options.temperature, options.top_k, greedy)
+            for words, numbers in zip(text.split(options.batch), seeds.split(options.batch),
+                                      strict=True)]).cpu()
+
+    def image_to_text(self, model: Transformer, codes: torch.Tensor, options: EvaluationConfig,
+                      seed: int, greedy: bool = False) -> list[str]:
+        """Captions written for images given as codes (N, h, w)."""
+        seeds = sample_seeds(len(codes), seed).to(self.device)
+        texts = []
+        for part, numbers in zip(codes.to(self.device).split(options.batch),
+                                 seeds.split(options.batch), strict=True):
+            ids = generate_captions(model, part, numbers, options.temperature, options.top_k,
+                                    greedy)
+            texts += [self.tokenizer.decode(row) for row in ids.tolist()]
+        return texts
+
+    def score_texts(self, texts: list[str], scenes: Scenes) -> dict[str, Score]:
+        """`scoring.CAPTION_METRICS` of captions written for `scenes`."""
+        truths = [scenes.clauses(i) for i in range(len(scenes))]
+        return score_captions(texts, truths, self.tokenizer.names)
+
+
+def join_scores(parts: list[dict[str, Score]]) -> dict[str, Score]:
+    """Scores per scene of consecutive batches as one."""
+    return {metric: Score(*(np.concatenate([part[metric][k] for part in parts]) for k in range(2)))
+            for metric in parts[0]}
+
+
+def sample_seeds(count: int, seed: int) -> torch.Tensor:
+    """One sampling seed per scene, (count,): a function of the run's seed and the scene only."""
+    return torch.arange(count) + (seed << 32)
+
+
+def split_of(settings: Settings, split: str, count: int = 0) -> tuple[Scenes, SourceImages]:
+    """The first `count` scenes of a split (0 = all) and the items they are drawn from."""
+    found = load_scenes(settings.data, split)
+    return found.take(slice(0, count or None)), load_source(settings.data.source, part_of(split))
+
+
+@torch.no_grad()
+def encode_scenes(quantizer: VQGAN, scenes: Scenes, items: SourceImages, where) -> torch.Tensor:
+    """Codes of scenes (N, h, w), uint8 when K <= 256, else int32. `where` is a machine.Machine.
+
+    In the precision of `where`: training sets are encoded as the quantizer was trained.
+    """
+    kind = torch.uint8 if len(quantizer.quantizer.codebook) <= 256 else torch.int32
+    found, items = [], items.to(where.device)
+    for start in range(0, len(scenes), CHUNK):
+        index = np.arange(start, min(start + CHUNK, len(scenes)))
+        x = render(scenes, items, index).contiguous(memory_format=torch.channels_last)
+        with where.autocast():
+            found.append(quantizer.codes(x).to(kind))
+    return torch.cat(found).cpu()
+
+
+def case_values(scores: dict[str, Score], scenes: Scenes, metric: str) -> dict[str, float]:
+    """Share of `metric` in every case, {case: value}."""
+    return {case: Score(scores[metric].correct[scenes.case == i],
+                        scores[metric].n[scenes.case == i]).value
+            for i, case in enumerate(CASES)}

@@ -1,0 +1,109 @@
+"""The examples that every evaluation keeps: what was painted and written for the same few scenes.
+
+They are the first scenes of every case, chosen before any result was known. `examples.json.gz`
+holds codes, captions and what the classifier reads; `examples.png` the painted images, one row per
+split and decoding, so that figures need no trained weights.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tevq.config import Settings
+from tevq.data.scenes import CASES, IMAGE_SIZE, Scenes
+from tevq.evaluate.evaluator import Evaluator
+from tevq.evaluate.metrics import read_places
+from tevq.runs.run import Run, open_run
+from tevq.runs.storage import write_atomically
+
+PER_CASE = 4
+RECORD, PICTURES = "examples.json.gz", "examples.png"
+
+
+class Painted(NamedTuple):
+    """Images that a generator painted, and what the classifier reads at every named place."""
+
+    images: torch.Tensor  # (n, 3, 64, 64) in [-1, 1]
+    label: np.ndarray  # (n, 4), 255 = unused
+    colour: np.ndarray
+
+
+def first_of_each_case(case: np.ndarray) -> np.ndarray:
+    """Positions (n,) of the first PER_CASE scenes of every case, in the order of the cases."""
+    return np.concatenate([np.flatnonzero(case == i)[:PER_CASE] for i in range(len(CASES))])
+
+
+def paint(evaluator: Evaluator, codes: torch.Tensor, scenes: Scenes) -> Painted:
+    """Codes (n, h, w) painted for `scenes` as images, and what is read in them."""
+    images = evaluator.decode(codes)
+    return Painted(images.cpu(), *read_places(images, scenes.place, evaluator.classifier.predict))
+
+
+def save(run: Run, found: dict[str, dict[str, Any]], painted: dict[tuple[str, str], Painted]
+         ) -> None:
+    """Writes both files. `found`: per split; `painted`: per split and decoding."""
+    rows = list(painted)
+    for split, decoding in rows:
+        part = painted[split, decoding]
+        found[split] |= {f"t2i_{decoding}_label": part.label.tolist(),
+                         f"t2i_{decoding}_colour": part.colour.tolist()}
+    tree = {"rows": rows, "splits": found}
+    write_atomically(run.folder / RECORD, gzip.compress(json.dumps(tree).encode(), mtime=0))
+    if rows:
+        widest = max(len(part.images) for part in painted.values())
+        sheet = np.concatenate([_row(painted[row].images, widest) for row in rows])
+        write_atomically(run.folder / PICTURES, _png(sheet))
+
+
+def load(settings: Settings, split: str, results: str | None) -> dict[str, Any] | None:
+    """Codes, captions and readings of one split of a finished evaluation, or None."""
+    tree = _read(open_run(settings, "evaluation", results))
+    return tree and tree["splits"].get(split)
+
+
+def load_painted(settings: Settings, split: str, results: str | None, index: Sequence[int],
+                 decoding: str = "sampled") -> Painted | None:
+    """What was painted for the examples at `index`, or None when there is no picture of it."""
+    from PIL import Image
+
+    run = open_run(settings, "evaluation", results)
+    tree, path = _read(run), run.folder / PICTURES
+    if not tree or [split, decoding] not in tree["rows"] or not path.exists():
+        return None
+    with Image.open(path) as picture:
+        sheet = torch.from_numpy(np.array(picture.convert("RGB")))
+    size, index = IMAGE_SIZE, list(index)
+    top = tree["rows"].index([split, decoding]) * size
+    row = sheet[top : top + size].view(size, -1, size, 3).permute(1, 3, 0, 2)  # (n, 3, 64, 64)
+    read = [np.array(tree["splits"][split][f"t2i_{decoding}_{what}"], dtype=np.uint8)[index]
+            for what in ("label", "colour")]
+    return Painted(row[index].float() / 127.5 - 1, *read)
+
+
+def _read(run: Run) -> dict[str, Any] | None:
+    path = run.folder / RECORD
+    return json.loads(gzip.decompress(path.read_bytes())) if run.done and path.exists() else None
+
+
+def _row(images: torch.Tensor, widest: int) -> np.ndarray:
+    """Images (n, 3, h, w) in [-1, 1] side by side, then black: (h, widest * w, 3), uint8."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels = torch.cat((pixels, pixels.new_zeros(widest - len(pixels), *pixels.shape[1:])))
+    return pixels.permute(2, 0, 3, 1).flatten(1, 2).numpy()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """With 256 colours: half the bytes, and the eye sees no difference."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    picture = Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE)
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()

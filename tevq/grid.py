@@ -1,0 +1,138 @@
+"""Which cells of the study are meant: preset, variants, seeds, tables, overrides, results folder.
+
+The command line and the notebooks both build a `Study`, so both understand the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tevq import presets
+from tevq.config import Settings, SettingsError, parse_overrides, unknown
+
+TABLES = (1, 2, 3, 4)  # of the paper; 4 is ours: does the order depend on the stride?
+COMPARED = ("sc", "te")  # the variants of Tables 2 to 4
+FRACTION = 1 / 3  # share of the training scenes in Table 2 (section 4.3)
+OTHER_SOURCE = "fashion"  # second item source of Table 3
+OTHER_STRIDE = 8  # of Table 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A choice of cells. Make one with `choose`, which checks it."""
+
+    preset: str
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    tables: tuple[int, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    results: str = ""  # results folder; empty = $TEVQ_RESULTS, else that of the repository
+    source: str = ""  # other item source than the preset's (Table 3)
+    fraction: float = 1.0  # share of the training scenes (Table 2)
+
+    def cell(self, variant: str, seed: int, source: str = "", fraction: float = 1.0,
+             stride: int = 0) -> Settings:
+        """Settings of one (variant, seed); `fraction`, `source`, `stride` as in Tables 2 to 4."""
+        changes = dict(self.overrides)
+        if source:
+            changes["data.source"] = source
+        if fraction != 1.0:
+            changes["stage2.fraction"] = fraction
+        if stride:
+            changes["stage1.stride"] = stride
+        return presets.load(self.preset, variant, seed, changes)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the first (variant, seed): the only one in notebooks 03 and 04."""
+        return self.cell(self.variants[0], self.seeds[0], self.source, self.fraction)
+
+    @property
+    def cells(self) -> list[Settings]:
+        """Settings of every (variant, seed) of Table 1, seed by seed."""
+        return [self.cell(variant, seed) for seed in self.seeds for variant in self.variants]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The chosen variants among those of Tables 2 to 4."""
+        return tuple(variant for variant in COMPARED if variant in self.variants)
+
+    @property
+    def second_source(self) -> str:
+        """The other item source of Table 3: fashion beside MNIST, nothing beside the others."""
+        wanted = 3 in self.tables and self.settings.data.source == "mnist"
+        return OTHER_SOURCE if wanted else ""
+
+    @property
+    def other_stride(self) -> int:
+        """The stride of Table 4; 0 when it is that of all other tables."""
+        return OTHER_STRIDE if self.settings.stage1.stride != OTHER_STRIDE else 0
+
+    @property
+    def folder(self) -> Path:
+        """`results/<preset>`; may not exist yet."""
+        from tevq.runs.run import results_root
+
+        return results_root(self.results or None) / self.preset
+
+    @property
+    def figures(self) -> Path:
+        """Folder of this study's figures."""
+        return self.folder / "figures"
+
+    @property
+    def table_folder(self) -> Path:
+        """Folder of this study's tables."""
+        return self.folder / "tables"
+
+
+def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: Any = "",
+           overrides: Any = "", results: str = "", source: str = "",
+           fraction: float = 1.0) -> Grid:
+    """A checked Study; lists may be `"sc,te"`, `["sc", "te"]` or empty (the preset's own).
+
+    Raises SettingsError for any unknown name or bad value.
+    """
+    if preset not in presets.PRESETS:
+        raise unknown("preset", preset, presets.PRESETS)
+    own_variants, own_seeds, own_tables = presets.DEFAULTS[preset]
+    found = _words(variants) or own_variants
+    for variant in found:
+        if variant not in presets.VARIANTS:
+            raise unknown("variant", variant, presets.VARIANTS)
+    grid = Grid(
+        preset,
+        found,
+        _numbers("seed", seeds) or own_seeds,
+        _numbers("table", tables) or own_tables,
+        parse_overrides(overrides),
+        str(results),
+        source,
+        fraction,
+    )
+    for table in grid.tables:
+        if table not in TABLES:
+            raise unknown("table", table, TABLES)
+    for variant in grid.variants:  # every override is checked against every variant
+        grid.cell(variant, grid.seeds[0], source, fraction)
+    return grid
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """`"sc, te"`, `["sc", "te"]`, `0` or nothing -> tuple of words without repeats."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if parts is None or isinstance(parts, (bool, dict)):
+        parts = () if parts is None else (parts,)
+    parts = parts if isinstance(parts, (list, tuple)) else (parts,)
+    return tuple(dict.fromkeys(word for part in parts if (word := str(part).strip())))
+
+
+def _numbers(kind: str, value: Any) -> tuple[int, ...]:
+    words = _words(value)
+    for word in words:
+        if not (word.isascii() and word.isdigit()):
+            raise SettingsError(f"{kind} {word!r} is not a whole number from 0; write e.g. 0,1,2")
+    return tuple(dict.fromkeys(int(word) for word in words))

@@ -1,0 +1,1 @@
+"""The networks: quantizer, VQGAN, classifier, transformer, and sampling from it."""

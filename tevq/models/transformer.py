@@ -1,0 +1,225 @@
+"""One decoder-only transformer for both directions of text <-> image (paper, section 3.3).
+
+A sequence is a text block of L word tokens (BOS words EOS PAD...) and an image block of N = h*w
+codes in raster order: [text | image] for text -> image ("t2i"), [image | text] for image -> text
+("i2t"). The same weights serve both. The position of a token fixes its modality, so the text head
+runs at text positions only and the image head at image positions only; this is the modality mask
+of the official code without its T x (V + K) logits.
+
+Inputs are short causal convolutions over embeddings: a word token also sees the `window - 1` words
+before it, an image token also sees the known codes around the position it predicts. Both only
+reach backwards, and never across modalities.
+
+Letters: B batch, L text length, h grid side, N = h*h image tokens, T = L + N, V words, K codes.
+"""
+
+import math
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tevq.config import SettingsError, unknown
+from tevq.models.attention import causal_attention
+from tevq.models.layers import LayerNorm, Linear, NeighbourEmbedding, image_offsets, text_offsets
+
+DIRECTIONS = ("t2i", "i2t")
+PAD = 0
+
+
+class Losses(NamedTuple):
+    """Scalars, float32, in nats per token; `total` is the one to minimise."""
+
+    total: Tensor
+    text: Tensor
+    image: Tensor
+
+
+class Cache:
+    """Preallocated keys and values of the first `length` positions of every layer."""
+
+    def __init__(self, depth: int, shape: tuple[int, int, int, int], dtype, device):
+        """`shape` is (B, heads, positions, head_dim)."""
+        self.keys = torch.zeros((depth, *shape), dtype=dtype, device=device)
+        self.values = torch.zeros((depth, *shape), dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, heads, S, head_dim) after `length`; return all keys and values so far.
+
+        Both in the type of the cache, whatever that of k and v.
+        """
+        stop = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : stop] = k
+        self.values[layer, :, :, self.length : stop] = v
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+
+class Block(nn.Module):
+    """Pre-norm attention and GELU network, each added to the residual stream."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, expand: int, depth: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        inner, scale = heads * head_dim, 1 / math.sqrt(2 * depth)
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.qkv, self.out = Linear(dim, 3 * inner), Linear(inner, dim, scale)
+        self.up, self.down = Linear(dim, expand * dim), Linear(expand * dim, dim, scale)
+
+    def forward(self, x: Tensor, layer: int = 0, cache: Cache | None = None) -> Tensor:
+        """x (B, S, dim) -> (B, S, dim); with a cache, x are the S positions after its length."""
+        B, S, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).view(B, S, 3, self.heads, self.head_dim)
+        if cache is None:
+            y = causal_attention(qkv)  # (B, S, heads, head_dim)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, S, head_dim) each
+            prefill = cache.length == 0
+            k, v = cache.extend(layer, k, v)
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=prefill)
+            y = y.transpose(1, 2).to(x.dtype)
+        x = x + self.out(y.reshape(B, S, -1))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Joint distribution of captions and code grids, in either order.
+
+    Arguments
+      V, K                words and codes
+      text_length, grid   L and h (= w)
+      dim, depth          width of the residual stream and number of blocks
+      heads, head_dim     of the attention; its inner width is heads * head_dim
+      expand              inner width of the GELU network, in units of dim
+      window              words seen by a text embedding, >= 1
+      neighbours          reach of an image embedding: it sees the known codes at most so many
+                          rows above and columns beside the one it predicts; 0 = its own only
+      dtype               type of the activations in `forward` and `loss`; weights stay float32
+    """
+
+    def __init__(
+        self, V: int, K: int, text_length: int, grid: int, dim: int = 128, depth: int = 4,
+        heads: int = 2, head_dim: int = 64, expand: int = 4, window: int = 6,
+        neighbours: int = 1, dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        for name, value in dict(V=V, K=K, text_length=text_length, grid=grid, dim=dim, depth=depth,
+                                heads=heads, head_dim=head_dim, window=window).items():
+            if not isinstance(value, int) or value < 1:
+                raise SettingsError(f"transformer: {name} = {value!r} must be an integer >= 1")
+        if neighbours < 0:
+            raise SettingsError(f"transformer: neighbours = {neighbours!r} must be >= 0")
+        self.V, self.K, self.L, self.h, self.N = V, K, text_length, grid, grid * grid
+        self.heads, self.head_dim, self.depth, self.dtype = heads, head_dim, depth, dtype
+        self.words = NeighbourEmbedding(V, text_offsets(text_length, window), dim)
+        self.codes = NeighbourEmbedding(K, image_offsets(grid, neighbours), dim)
+        self.text_position = nn.Parameter(0.02 * torch.randn(text_length, dim))
+        self.row = nn.Parameter(0.02 * torch.randn(grid, 1, dim))
+        self.column = nn.Parameter(0.02 * torch.randn(1, grid, dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, head_dim, expand, depth) for _ in range(depth)
+        )
+        self.norm = LayerNorm(dim)
+        self.text_head, self.image_head = Linear(dim, V, 0.0), Linear(dim, K, 0.0)
+
+    def embed_text(self, text: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Inputs of text positions start ... stop - 1, text (B, L): (B, stop - start, dim)."""
+        at = slice(start, stop)
+        return self.words(text, at, self.dtype) + self.text_position[at].to(self.dtype)
+
+    def embed_image(self, codes: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Inputs of image positions start ... stop - 1, codes (B, N): (B, stop - start, dim)."""
+        at = slice(start, stop)
+        position = (self.row + self.column).flatten(0, 1)  # (N, dim)
+        return self.codes(codes, at, self.dtype) + position[at].to(self.dtype)
+
+    def trunk(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """All blocks: x (B, S, dim) -> (B, S, dim). A cache is read and advanced by S."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, cache)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return x
+
+    def text_logits(self, x: Tensor) -> Tensor:
+        """Trunk output (..., dim) -> logits of the next word (..., V), float32."""
+        return self.text_head(self.norm(x)).float()
+
+    def image_logits(self, x: Tensor) -> Tensor:
+        """Trunk output (..., dim) -> logits of the next code (..., K), float32."""
+        return self.image_head(self.norm(x)).float()
+
+    def forward(self, text: Tensor, codes: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits.
+
+        text (B, L) and codes (B, h, w) are int64; `direction` is "t2i" or "i2t". Returns text
+        logits (B, L-1, V) of words 1 ... L-1 (word 0 is BOS, given), and image logits of codes
+        0 ... N-1 (B, N, K) for t2i, of codes 1 ... N-1 (B, N-1, K) for i2t (nothing precedes the
+        first code there).
+        """
+        words, grid = self.embed_text(text), self.embed_image(codes.flatten(1))
+        L, N = self.L, self.N
+        if direction == "t2i":
+            x = self.trunk(torch.cat((words, grid), 1))
+            return self.text_logits(x[:, : L - 1]), self.image_logits(x[:, L - 1 : L + N - 1])
+        if direction == "i2t":
+            x = self.trunk(torch.cat((grid, words), 1))
+            return self.text_logits(x[:, N : N + L - 1]), self.image_logits(x[:, : N - 1])
+        raise unknown("direction", direction, DIRECTIONS)
+
+    def loss(
+        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0,
+        text_weight: Tensor | float = 1.0,
+    ) -> Losses:
+        """Mean cross-entropies; total = (given + w * generated) / (1 + w), w = 7 officially.
+
+        PAD targets are ignored. Arguments as in `forward`; `text_weight` scales the text loss (for
+        parts of a batch with unequal numbers of words).
+        """
+        text_logits, image_logits = self(text, codes, direction)
+        image_target = codes.flatten(1)[:, self.N - image_logits.shape[1] :]
+        text_loss = F.cross_entropy(
+            text_logits.flatten(0, 1), text[:, 1:].flatten(), ignore_index=PAD
+        ) * text_weight
+        image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
+        given, generated = text_loss, image_loss
+        if direction == "i2t":
+            given, generated = generated, given
+        total = (given + target_weight * generated) / (1 + target_weight)
+        return Losses(total, text_loss.detach(), image_loss.detach())
+
+    @contextmanager
+    def computing(self, dtype: torch.dtype):
+        """Within the block, activations have this type."""
+        before, self.dtype = self.dtype, dtype
+        try:
+            yield self
+        finally:
+            self.dtype = before
+
+    @contextmanager
+    def sampling(self, dtype: torch.dtype):
+        """As `computing`, with every weight cast once: for one token, casting costs as much."""
+        layers = [layer for layer in self.modules() if isinstance(layer, Linear)]
+        try:
+            for layer in layers:
+                layer.cast = layer.weight.detach().to(dtype)
+            with self.computing(dtype):
+                yield self
+        finally:
+            for layer in layers:
+                layer.cast = None
+
+    def cache(self, batch: int) -> Cache:
+        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs.
+
+        (There attention of one query reads a bfloat16 cache three times more slowly, measured.)
+        """
+        shape = (batch, self.heads, self.L + self.N, self.head_dim)
+        dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
+        return Cache(self.depth, shape, dtype, self.row.device)
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())

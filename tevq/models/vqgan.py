@@ -1,0 +1,142 @@
+"""VQGAN: encoder and decoder around the quantizer (Esser et al. 2021; paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tevq.config import SettingsError, Stage1Config
+from tevq.models.downsample import DOWNSAMPLERS, Conv
+from tevq.models.norm import GroupNorm
+from tevq.models.quantizer import Quantized, Quantizer
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions and a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, padding: str):
+        super().__init__()
+        self.norm1, self.conv1 = GroupNorm(channels_in, True), Conv(channels_in, channels_out, padding)
+        self.norm2, self.conv2 = GroupNorm(channels_out, True), Conv(channels_out, channels_out, padding)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
+        y = self.conv1(self.norm1(x))
+        return self.shortcut(x) + self.conv2(self.norm2(y))
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions; knows no positions."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> same shape."""
+        B, C, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, 3 C)
+        q, k, v = qkv.chunk(3, dim=-1)  # each (B, h w, C)
+        # written out: with one head over few positions it beats the fused kernel's backward pass
+        y = (q * C**-0.5 @ k.transpose(1, 2)).softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).reshape(B, C, h, w))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the size, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def level_channels(s: Stage1Config) -> list[int]:
+    """Channels per resolution, finest first; the last multiplier repeats for larger strides."""
+    levels = s.stride.bit_length()  # stride 4 -> 3 levels
+    multipliers = (*s.multipliers, *[s.multipliers[-1]] * levels)[:levels]
+    return [s.channels * m for m in multipliers]
+
+
+def build_encoder(s: Stage1Config) -> nn.Sequential:
+    """(B, 3, H, W) -> (B, D, H/stride, W/stride); attention at the lowest resolution only."""
+    widths = level_channels(s)
+    layers: list[nn.Module] = [Conv(3, widths[0], s.padding)]
+    width = widths[0]
+    for level, out in enumerate(widths):
+        last = level == len(widths) - 1
+        for _ in range(s.encoder_blocks):
+            layers += [ResBlock(width, out, s.padding)] + [Attention(out)] * last
+            width = out
+        if not last:
+            layers.append(DOWNSAMPLERS[s.downsample](width, s.padding))
+    layers += [ResBlock(width, width, s.padding), Attention(width),
+               ResBlock(width, width, s.padding), GroupNorm(width, True),
+               Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1)]
+    return nn.Sequential(*layers)
+
+
+def build_decoder(s: Stage1Config) -> nn.Sequential:
+    """(B, D, h, w) -> (B, 3, H, W). Pads with zeros, as the official decoder does."""
+    widths = level_channels(s)
+    width = widths[-1]
+    layers: list[nn.Module] = [
+        nn.Conv2d(s.code_dim, s.code_dim, 1), Conv(s.code_dim, width),
+        ResBlock(width, width, "zeros"), Attention(width), ResBlock(width, width, "zeros")]
+    for level in reversed(range(len(widths))):
+        for _ in range(s.decoder_blocks):
+            layers += [ResBlock(width, widths[level], "zeros")]
+            layers += [Attention(widths[level])] * (level == len(widths) - 1)
+            width = widths[level]
+        if level > 0:
+            layers.append(Upsample(width))
+    return nn.Sequential(*layers, GroupNorm(width, True), Conv(width, 3))
+
+
+class VQGAN(nn.Module):
+    """Encoder F, quantizer Q and decoder G. Images are (B, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, s: Stage1Config):
+        super().__init__()
+        self.stride = s.stride
+        self.encoder, self.decoder = build_encoder(s), build_decoder(s)
+        self.quantizer = Quantizer(s.codes, s.code_dim)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Images -> features F(x) (B, D, h, w) before quantization.
+
+        Raises SettingsError for a wrong shape, type or (checked on CPUs only) range of images.
+        """
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise SettingsError(f"images of shape {tuple(x.shape)}; wanted (B, 3, H, W) with H and "
+                                f"W multiples of {self.stride}")
+        if not x.is_floating_point():
+            raise SettingsError(f"images of type {x.dtype}; wanted floats in [-1, 1]")
+        if x.device.type == "cpu" and (largest := float(x.abs().amax())) > 1 + 1e-3:
+            raise SettingsError(f"images with values up to {largest:g}; wanted floats in [-1, 1]")
+        return self.encoder(x)
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """Images -> codes (B, h, w)."""
+        return self.quantizer.nearest(self.encode(x))
+
+    def decode(self, features: torch.Tensor) -> torch.Tensor:
+        """Quantized features (B, D, h, w) -> images, not clamped."""
+        return self.decoder(features)
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (B, h, w) -> images clamped to [-1, 1], float32."""
+        return self.decode(self.quantizer.lookup(codes)).float().clamp(-1, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+        """Images -> reconstructions (not clamped) and what the quantizer returned."""
+        quantized = self.quantizer(self.encode(x))
+        return self.decode(quantized.features), quantized

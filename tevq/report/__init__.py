@@ -1,0 +1,1 @@
+"""From run files to tables, statistics and claims."""

@@ -1,0 +1,281 @@
+"""The tables of the study, rebuilt from run files only.
+
+A cell is one finished run, found by the digest of its settings, so a table never mixes runs made
+with different settings. Cells that are missing stay in the table, with an empty value.
+
+Long format, one row per number: `preset, variant, seed, task, case, metric, value, n`, then what
+the number depends on. Values are shares (0..1) unless the metric says otherwise; `l1` is in [0, 1].
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from tevq.config import Settings, SettingsError
+from tevq.data.scenes import CASES
+from tevq.evaluate.evaluate import DECODINGS, SPLITS
+from tevq.evaluate.metrics import CAPTION_METRICS, IMAGE_METRICS
+from tevq.grid import FRACTION, OTHER_SOURCE, Grid
+from tevq.report.stats import Counts
+from tevq.runs import devices
+from tevq.runs.run import Run, open_run
+from tevq.runs.storage import write_atomically
+
+PAPER = devices.ROOT / "results" / "paper.csv"
+QUADS = CASES[:4]
+WHOLE = {"n", "correct", "codes", "codes_used"}  # columns of counts, empty where a cell is missing
+TEXTS = {"split", "decoding", "cells"}
+FIRST = ["preset", "variant", "seed", "task", "case", "metric", "value", "n"]
+REST = ["source", "size", "training_scenes", "stride", "classifier_accuracy", "perceptual", "run",
+        "state", "split", "decoding", "cells"]  # those of an empty table
+AS_PUBLISHED = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # Table 1 counts
+MEASURES = ("official", "grid", "subgrid", "context")
+CELLS = ("all", "foreground")
+_WEIGHTS = {"quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
+
+
+class Cell(NamedTuple):
+    """One run of `evaluation`, and the results folder it lies in."""
+
+    settings: Settings
+    kind: str  # quantizer or evaluation
+    size: str  # training scenes of Stage 2: full or third
+    results: str | None
+
+    def run(self, kind: str = "") -> Run:
+        """Its run, or another kind of run with the same settings."""
+        return open_run(self.settings, kind or self.kind, self.results)
+
+    def lacks(self) -> str:
+        """Notebook that must be run before this cell can be evaluated; empty when there is none."""
+        if self.run().done:
+            return ""
+        kinds = [kind for kind in _WEIGHTS[self.kind] if not self.run(kind).has_weights]
+        if not kinds:
+            return ""
+        s = self.settings
+        notebook = "04" if kinds == ["stage2"] else "03"
+        size = " on a third of the scenes" if notebook == "04" and self.size == "third" else ""
+        at = f" at {s.suffix}" if s.suffix else ""
+        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}{at}"
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """Every cell of all tables, whether it exists or not: Table 1 first, then Tables 2 to 4."""
+    results = grid.results or None
+    found = [Cell(s, kind, "full", results) for s in grid.cells for kind in _WEIGHTS]
+    for seed, variant in itertools.product(grid.seeds, grid.compared):
+        third = grid.cell(variant, seed, "", FRACTION)
+        found.append(Cell(third, "evaluation", "third", results))
+        if grid.settings.data.source == "mnist":
+            other = grid.cell(variant, seed, OTHER_SOURCE)
+            found.append(Cell(other, "quantizer", "full", results))
+        if grid.other_stride:
+            coarse = grid.cell(variant, seed, stride=grid.other_stride)
+            found += [Cell(coarse, kind, "full", results) for kind in _WEIGHTS]
+    return found
+
+
+def build(grid: Grid) -> dict[str, pd.DataFrame]:
+    """All five tables by name."""
+    stride = grid.settings.stage1.stride
+    coarse = [c for c in cells(grid) if c.settings.stage1.stride != stride]
+    every = [c for c in cells(grid) if c.settings.stage1.stride == stride]
+    own = [c for c in every if c.settings.data.source == grid.settings.data.source]
+    compared = [c for c in every if c.settings.variant in grid.compared]
+    return {
+        "table1": _frame(row for c in own if c.size == "full" for row in _accuracy(c)),
+        "table2": _frame(row for c in compared if c.kind == "evaluation" for row in _accuracy(c)
+                         if (row["task"], row["decoding"], row["metric"])
+                         == ("t2i", *AS_PUBLISHED["t2i"])),
+        "table3": _frame(row for c in every if c.kind == "quantizer" for row in _reconstruction(c)),
+        "equivariance": _frame(row for c in every if c.kind == "quantizer"
+                               for row in _equivariance(c)),
+        "stride": _frame(row for c in coarse for row in (
+            _accuracy(c) if c.kind == "evaluation" else
+            [*_accuracy(c), *_reconstruction(c), *_equivariance(c)])),
+    }
+
+
+def state(grid: Grid) -> pd.DataFrame:
+    """Every cell of the study: evaluated, ready for it, or missing with the notebook to run first.
+
+    Rows (run, scenes, source, stride, variant), columns seeds.
+    """
+    rows: dict[tuple, dict[str, str]] = {}
+    for cell in sorted(cells(grid), key=lambda c: (
+            list(_WEIGHTS).index(c.kind), c.settings.stage1.stride, c.settings.data.source)):
+        done, lacks = cell.run().done, cell.lacks().partition(" for ")[0]
+        s = cell.settings
+        key = cell.kind, cell.size, s.data.source, str(s.stage1.stride), s.variant
+        rows.setdefault(key, {})[f"seed {s.seed}"] = (
+            "evaluated" if done else f"missing: {lacks}" if lacks else "ready")
+    index = pd.MultiIndex.from_tuples(rows, names=["run", "scenes", "source", "stride", "variant"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
+    """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
+    paths = []
+    for name, table in tables.items():
+        paths.append(grid.table_folder / f"{name}.csv")
+        text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        write_atomically(paths[-1], text.encode())
+    return paths
+
+
+def read(grid: Grid, name: str) -> pd.DataFrame:
+    """A written table. Raises SettingsError when there is none."""
+    path = grid.table_folder / f"{name}.csv"
+    if not path.exists():
+        raise SettingsError(f"no table {path}; run notebook 05 first")
+    numbers = ("value", "classifier_accuracy", *WHOLE)
+    return pd.read_csv(path, dtype={column: "Int64" for column in WHOLE},
+                       keep_default_na=False, na_values={column: [""] for column in numbers})
+
+
+def published(table: int) -> pd.DataFrame:
+    """The paper's Table 1, 2 or 3, from `results/paper.csv`: value and SD, three runs each."""
+    found = pd.read_csv(PAPER)
+    return found[found.table == table].drop(columns="table").reset_index(drop=True)
+
+
+def select(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """The rows whose columns have these values, e.g. `select(table1, task="t2i", split="test")`."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def by_case(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """Values of some rows as a matrix: rows (variant, seed), columns QUADS, `mean`, `center`.
+
+    `mean` is the unweighted mean over Quad1-4, NaN unless all four are there. `where` must leave
+    one value per (variant, seed, case): ValueError otherwise.
+    """
+    rows = select(table, **where)
+    matrix = rows.set_index(["variant", "seed", "case"])["value"].astype(float)
+    if matrix.index.has_duplicates:
+        raise ValueError(f"{where} leaves several values for {matrix.index[0]}")
+    order = rows.set_index(["variant", "seed"]).index.unique()
+    matrix = matrix.unstack("case").reindex(order).reindex(columns=CASES)
+    matrix.insert(len(QUADS), "mean", matrix[list(QUADS)].mean(axis=1, skipna=False))
+    return matrix
+
+
+def scene_counts(grid: Grid, variants: Iterable[str], column: str, split: str = "test"
+                 ) -> tuple[dict[str, Counts], np.ndarray] | None:
+    """Right and counted digits per seed and scene for each variant, and the case of every scene.
+
+    column: of `scenes.csv.gz` without its ending, e.g. `t2i_sampled_digit`. None when a run lacks.
+    """
+    found, case = {}, None
+    for variant in variants:
+        correct, n = [], []
+        for seed in grid.seeds:
+            run = open_run(grid.cell(variant, seed), "evaluation", grid.results or None)
+            path = run.folder / "scenes.csv.gz"
+            if not run.done or not path.exists():
+                return None
+            lines = pd.read_csv(path)
+            lines = lines[lines.split == split]
+            if f"{column}_n" not in lines:
+                return None
+            correct.append(lines[f"{column}_correct"].to_numpy())
+            n.append(lines[f"{column}_n"].to_numpy())
+            case = lines["case"].to_numpy()
+        found[variant] = Counts(np.stack(correct), np.stack(n))
+    return (found, case) if found else None
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows))
+    if table.empty:  # no variant of this table was chosen
+        return pd.DataFrame(columns=[*FIRST, *REST]).astype({"value": float})
+    table["value"] = table["value"].astype(float)
+    for column in WHOLE & set(table):
+        table[column] = table[column].astype("Int64")
+    for column in TEXTS & set(table):  # rows of several kinds
+        table[column] = table[column].fillna("")
+    return table[FIRST + [c for c in table if c not in FIRST]]
+
+
+def _labels(cell: Cell) -> dict[str, Any]:
+    """What every row of a cell begins with; the accuracy of the classifier that judged it."""
+    s, run = cell.settings, cell.run()
+    evaluator = cell.run("classifier").summary() or {}
+    return {
+        "preset": s.preset, "variant": s.variant, "seed": s.seed, "source": s.data.source,
+        "size": cell.size, "training_scenes": round(s.data.train * s.stage2.fraction),
+        "stride": s.stage1.stride,
+        "classifier_accuracy": evaluator.get("label_accuracy"),
+        "perceptual": s.stage1.perceptual, "run": run.name,
+        "state": "done" if run.done else "missing",
+    }
+
+
+def _filled(cell: Cell, expected: Iterable[dict], found: list[dict], keep: tuple[str, ...] = ()
+            ) -> list[dict[str, Any]]:
+    """A row for every expected combination, with `value`, `n` and `keep` where the run has them."""
+    labels, rows = _labels(cell), []
+    values: dict[tuple, dict] | None = None
+    for want in expected:
+        if values is None:
+            values = {tuple(row.get(key) for key in want): row for row in found}
+        row = values.get(tuple(want.values()), {})
+        rows.append(labels | want | {key: row.get(key) for key in ("value", "n", *keep)})
+    return rows
+
+
+def _accuracy(cell: Cell) -> list[dict[str, Any]]:
+    """Rows of Table 1: ceilings of a quantizer cell, both directions of an evaluation cell."""
+    if cell.kind == "quantizer":
+        tasks = [("ceiling-real", "", IMAGE_METRICS), ("ceiling-reconstruction", "", IMAGE_METRICS)]
+    else:
+        directions = cell.settings.stage2.directions
+        tasks = [(task, decoding, metrics) for task, metrics in (("t2i", IMAGE_METRICS),
+                                                                 ("i2t", CAPTION_METRICS))
+                 if directions in ("both", task) for decoding in DECODINGS]
+    expected = [
+        {"task": task, "split": split, "decoding": decoding, "case": case, "metric": metric}
+        for task, decoding, metrics in tasks for split in SPLITS for case in CASES
+        for metric in metrics if (case, metric) != ("quad4", "empty")]  # no quadrant is empty
+    summary = cell.run().summary() or {"rows": []}
+    return _filled(cell, expected, summary["rows"], ("correct",))
+
+
+def _reconstruction(cell: Cell) -> list[dict[str, Any]]:
+    """Rows of Table 3; `codes` is K, `perceptual` names the perceptual distance."""
+    lines = (cell.run().summary() or {"reconstruction": []})["reconstruction"]
+    metrics = ("codes_used", "perplexity", "l1", "perceptual")
+    found = [{"task": "reconstruction", "case": "all", "split": line["split"], "metric": metric,
+              "value": line[metric], "n": line["n"]} for line in lines for metric in metrics]
+    expected = [{"task": "reconstruction", "case": "all", "split": split, "metric": metric}
+                for split in SPLITS for metric in metrics]
+    return [row | {"codes": cell.settings.stage1.codes}
+            for row in _filled(cell, expected, found)]
+
+
+def _equivariance(cell: Cell) -> list[dict[str, Any]]:
+    """Rows of equation 2. Task `measure`: case = the measure; task `sweep`: case = shift in px.
+
+    `n` counts compared grid cells. An empty kappa in a finished run means that one code covers
+    everything: a collapsed codebook.
+    """
+    summary = cell.run().summary() or {"equivariance": [], "sweep": []}
+    lines = [("measure", row["measure"], row) for row in summary["equivariance"]]
+    lines += [("sweep", str(row["shift"]), row) for row in summary["sweep"]]
+    metrics = ("agreement", "kappa", "feature_error")
+    found = [{"task": task, "case": case, "cells": row["cells"], "metric": metric,
+              "value": row[metric], "n": row["n"], "codes_used": row["codes_used"]}
+             for task, case, row in lines for metric in metrics]
+    cases = [("measure", name) for name in MEASURES] + [("sweep", str(d)) for d in range(17)]
+    expected = [{"task": task, "case": case, "cells": kind, "metric": metric}
+                for task, case in cases for kind in CELLS for metric in metrics]
+    return _filled(cell, expected, found, ("codes_used",))

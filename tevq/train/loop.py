@@ -1,0 +1,127 @@
+"""Training step by step: order of the data, checkpoints, deadline, numbers that went bad."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tevq.config import UserError
+from tevq.runs import devices
+from tevq.runs.budget import Deadline, OutOfTimeError
+from tevq.runs.run import Run
+
+CHECK_EVERY = 20  # steps between looks at the numbers, each of which waits for the device
+
+
+class NumbersError(UserError, FloatingPointError):
+    """A loss or gradient became infinite or no number."""
+
+
+class Loop:
+    """Resumable training: restores its parts, hands out step numbers, saves, tells the time left.
+
+    `parts` maps names to objects with `state_dict` and `load_state_dict`. The state of a run at a
+    step does not depend on when it was saved, so checkpoints go by the clock. Near a deadline (see
+    budget.py) it saves and raises OutOfTimeError.
+    """
+
+    def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
+        self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
+        self.start, self.seconds, self.step = 0, 0.0, 0
+        self.bad: torch.Tensor | int = -1  # first step with a number that is not finite
+        self.deadline = Deadline()
+        self.fresh = not self.restore()
+
+    def restore(self) -> bool:
+        """Puts all parts in the state of the newest checkpoint; False when there is none."""
+        found = self.run.latest()
+        if found:
+            self.start, state = found
+            self.seconds = state.pop("seconds")
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        return found is not None
+
+    def __iter__(self) -> Iterator[int]:
+        began = saved = said = time.monotonic()
+        before = self.seconds
+        if self.start:
+            print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
+        if self.start < self.total and self._late():
+            raise self._out_of_time(self.start)
+        for step in range(self.start, self.total):
+            self.step = step
+            yield step
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.total:
+                self.check()
+            now = time.monotonic()
+            self.seconds = before + now - began
+            late = step + 1 < self.total and self._late()
+            due = now - saved > self.save_seconds or self.deadline.needs_a_save
+            if late or (due and step + 1 < self.total):
+                self.save(step + 1)
+                saved = now
+            if late:
+                raise self._out_of_time(step + 1)
+            if now - said > 30 or step + 1 == self.total:
+                self._say(step + 1, (now - began) / (step + 1 - self.start))
+                said = now
+
+    def see(self, *numbers: torch.Tensor) -> None:
+        """Looks at the loss and the gradient norm of a step, without waiting for the device."""
+        finite = torch.stack([number.detach().float() for number in numbers]).isfinite().all()
+        now = torch.where(finite, -1, self.step)
+        self.bad = now if isinstance(self.bad, int) else torch.where(self.bad < 0, now, self.bad)
+
+    def check(self) -> None:
+        """Raises NumbersError, with the step, if what `see` was shown was not finite."""
+        if int(self.bad) < 0:
+            return
+        kind, seed = self.run.folder.parent.name, self.run.config.get("seed", 0)
+        kept = self.run.steps_saved()
+        rest = f"the checkpoint of step {kept[0]:,} is intact" if kept else "nothing was saved yet"
+        raise NumbersError(f"{self.run.name}: the loss or its gradient is not finite at step "
+                           f"{int(self.bad) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
+
+    def save(self, step: int) -> None:
+        """A checkpoint after `step` finished steps, unless a number went bad."""
+        self.check()
+        began = time.monotonic()
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        self.run.save(step, state | {"seconds": self.seconds})
+        self.deadline.saved(time.monotonic() - began)
+
+    def _late(self) -> bool:
+        return self.deadline.at < math.inf and self.run.agree(self.deadline.near())
+
+    def _out_of_time(self, step: int) -> OutOfTimeError:
+        return OutOfTimeError(f"{self.run.name}: stopped at step {step:,} of {self.total:,}, "
+                              "time is nearly up; the same command goes on from there")
+
+    def _say(self, step: int, rate: float) -> None:
+        left = (self.total - step) * rate
+        print(f"{self.run.name}: step {step:,} of {self.total:,}, {left / 60:.1f} min left",
+              flush=True)
+
+
+class Batches:
+    """Data order: a pure function of (seed, step), so a resumed run sees what it would have seen.
+
+    `batches[step]` -> indices (batch,); every epoch is a new permutation of range(n), its
+    incomplete last batch left out.
+    """
+
+    def __init__(self, n: int, batch: int, seed: int):
+        self.n, self.batch, self.seed = n, min(batch, n), seed
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        epoch, position = divmod(step, self.n // self.batch)
+        if epoch != self.epoch:
+            random = devices.generator(self.seed, epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.n, generator=random)
+        return self.order[position * self.batch : (position + 1) * self.batch]

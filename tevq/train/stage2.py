@@ -1,0 +1,230 @@
+"""Stage 2: trains the generator of one (variant, seed) on the codes of its quantizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from tevq.config import Settings, SettingsError, Stage2Config, digest
+from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, split_of
+from tevq.models.transformer import PAD, Transformer
+from tevq.runs import devices
+from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.run import Run, open_run, parents
+from tevq.train import parallel
+from tevq.train.cuda_graph import CudaGraph, set_rate
+from tevq.train.loop import Batches, Loop
+from tevq.train.muon import Muon, block_matrices
+
+LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
+DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
+PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
+
+
+def train(settings: Settings, results=None) -> Run:
+    """Trains the generator of these settings, or finds it trained; returns its run.
+
+    Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
+    checkpoint. Raises NumbersError when loss or gradient are no longer finite.
+    """
+    run = parallel.shared(open_run(settings, "stage2", results))
+    with run.lock():
+        if not run.has_weights:
+            where = devices.detect(settings.precision)
+            evaluator = Evaluator.load(settings, results, where.device)
+            run.start(where, parents(settings, "classifier", "stage1", results=results))
+            Trainer(run, settings, where, evaluator, results).train()
+    return run
+
+
+def build(settings: Settings, evaluator: Evaluator, dtype: torch.dtype = torch.float32) -> Transformer:
+    """A new transformer that fits the quantizer and tokenizer of `judge`."""
+    s, quantizer = settings.stage2, evaluator.quantizer
+    return Transformer(evaluator.tokenizer.size, len(quantizer.quantizer.codebook),
+                       evaluator.tokenizer.length, 64 // quantizer.stride, s.dim, s.depth, s.heads,
+                       s.head_dim, window=s.window, neighbours=s.neighbours,
+                       dtype=dtype).to(evaluator.device)
+
+
+def load(settings: Settings, evaluator: Evaluator, results=None) -> Transformer:
+    """The trained generator, frozen, float32. Raises SettingsError if there is none."""
+    run = open_run(settings, "stage2", results)
+    if not run.has_weights:
+        raise SettingsError(f"no trained generator in {run.folder}; run notebook 04 for variant "
+                            f"{settings.variant}, seed {settings.seed} first")
+    model = build(settings, evaluator)
+    model.load_state_dict(run.weights())
+    return model.eval().requires_grad_(False)
+
+
+def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=None) -> torch.Tensor:
+    """Codes (N, h, w) of a split, encoded once and kept beside the weights that gave them.
+
+    Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
+    """
+    run = open_run(settings, "stage1", results)
+    folder = run.folder / "state"
+    whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
+    stem, count = whole, 0  # 0: all
+    if split == "train" and settings.stage2.fraction < 1:
+        count = max(1, round(settings.data.train * settings.stage2.fraction))
+        stem = f"{whole}-{count}"
+    for path in (path for name in (whole, stem) for path in folder.glob(f"{name}.*.safetensors")):
+        try:
+            return load_tree(path)[: count or None]
+        except (DamagedFileError, OSError) as error:
+            print(f"{error}; encoding the scenes again")
+            path.unlink(missing_ok=True)
+    began = time.monotonic()
+    scenes, items = split_of(settings, split, count)
+    codes = encode_scenes(evaluator.quantizer, scenes, items, devices.detect(settings.precision))
+    seconds = time.monotonic() - began
+    print(f"encoded {len(codes):,} scenes of {split} in {seconds:.0f} s")
+    save_tree(folder, stem, codes)
+    return codes
+
+
+class Trainer:
+    """Everything one training needs; `train` runs it to the end."""
+
+    def __init__(self, run: Run, settings: Settings, where: devices.Device, evaluator: Evaluator,
+                 results=None):
+        s = settings.stage2
+        self.run, self.settings, self.s, self.where, self.evaluator = run, settings, s, where, evaluator
+        scenes, _ = split_of(settings, "train")
+        codes = encoded_split(settings, "train", evaluator, results)
+        self.codes = codes.to(where.device)
+        self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
+        self.batches = Batches(len(codes), s.batch, settings.seed)
+        self.share = parallel.own_share(self.batches.batch, "stage2.batch")
+        devices.seed_everything(settings.seed)
+        self.model = build(settings, evaluator, where.dtype)
+        self.optimizers = build_optimizers(self.model, s)
+        self.update = CudaGraph(partial(update, self.model, self.optimizers, s), where)
+        self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
+
+    def train(self) -> None:
+        """All steps, then the weights and a summary."""
+        parts = {"model": self.model} | self.optimizers
+        loop = self.loop = Loop(self.run, parts, self.s.steps)
+        peaks = {name: [group["initial_lr"] for group in optimizer.param_groups]
+                 for name, optimizer in self.optimizers.items()}
+        for step in loop:
+            share = schedule(self.s.schedule, step, self.s.steps, self.s.warmup_steps)
+            for name, optimizer in self.optimizers.items():
+                for group, peak in zip(optimizer.param_groups, peaks[name], strict=True):
+                    set_rate(group, peak * share)
+            numbers = self.step(step)
+            loop.see(numbers["loss"], numbers.pop("gradient_norm"))
+            last = step + 1 == self.s.steps
+            if (step + 1) % LOG_EVERY == 0 or last:
+                self.log(step + 1, numbers)
+            due = self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last)
+            if due and parallel.leader():
+                self.probe(step + 1)
+        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
+                         "sequences": self.s.steps * self.batches.batch,
+                         "training_scenes": self.batches.n,
+                         "parameters": self.model.parameter_count()},
+                        self.model.state_dict())
+
+    def step(self, step: int) -> dict:
+        """One update in one direction."""
+        direction = direction_of(step, self.s)
+        index = self.batches[step][self.share].to(self.where.device, non_blocking=True)
+        text, codes = self.captions[index].long(), self.codes[index].long()
+        return {"direction": direction} | self.update(text, codes, direction)
+
+    def log(self, step: int, numbers: dict) -> None:
+        """One line of metrics."""
+        self.loop.check()
+        direction = numbers.pop("direction")
+        plain = parallel.average_numbers({key: float(value) for key, value in numbers.items()})
+        self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
+
+    def probe(self, step: int) -> None:
+        """A point of the learning curve: text->image digit accuracy on validation scenes.
+
+        Held-out combinations (`val`) and seen ones (`val_seen`), per case; greedy captions too.
+        """
+        self.model.eval()
+        options, seed = self.settings.evaluation, self.settings.seed
+        for split, (scenes, items) in self.probes.items():
+            if self.s.directions != "i2t":
+                codes = self.evaluator.text_to_image(self.model, scenes, options, seed)
+                values = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
+                self.run.log(step, probe=split, task="t2i", n=len(scenes),
+                             sequences=step * self.batches.batch, **values)
+            if self.s.directions != "t2i":
+                truth = encode_scenes(self.evaluator.quantizer, scenes, items, self.where).long()
+                texts = self.evaluator.image_to_text(self.model, truth, options, seed, greedy=True)
+                values = case_values(self.evaluator.score_texts(texts, scenes), scenes, "digit")
+                self.run.log(step, probe=split, task="i2t", n=len(scenes),
+                             sequences=step * self.batches.batch, **values)
+        self.model.train()
+
+
+def direction_of(step: int, s: Stage2Config) -> str:
+    """Direction of a step: "t2i" while fewer than `t2i_share` of all steps, this one too, were."""
+    if s.directions != "both":
+        return s.directions
+    return "t2i" if math.ceil((step + 1) * s.t2i_share) > math.ceil(step * s.t2i_share) else "i2t"
+
+
+def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2Config,
+           text: torch.Tensor, codes: torch.Tensor, direction: str) -> dict[str, torch.Tensor]:
+    """One step of all optimizers on captions (B, L) and codes (B, h, w); its losses."""
+    loss = model.loss(text, codes, direction, s.target_weight,
+                      parallel.mean_weight(text[:, 1:] != PAD))
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()
+    parallel.average_gradients(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip or math.inf)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    return {"loss": loss.total.detach(), "text_loss": loss.text, "image_loss": loss.image,
+            "gradient_norm": norm}
+
+
+def build_optimizers(model: Transformer, s: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+    """Adam for everything (official), or Muon for the blocks' matrices and Adam for the rest."""
+    matrices, rest = block_matrices(model)
+    adam = partial(torch.optim.Adam, lr=s.lr, betas=(0.9, s.beta2), fused=True,
+                   capturable=matrices[0].device.type == "cuda")
+    if s.optimizer == "adam":
+        found = {"adam": adam(matrices + rest)}
+    else:
+        found = {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype), "adam": adam(rest)}
+    for optimizer in found.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return found
+
+
+def schedule(name: str, step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step.
+
+    After a linear warm-up: `constant`; `linear`, constant and then down to zero over the last
+    40 %; `restarts`, a cosine with six hard restarts (official).
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    if name == "linear":
+        return min(1.0, (1 - progress) / 0.4)
+    if name == "restarts":
+        return 0.5 * (1 + math.cos(math.pi * (6 * progress % 1)))
+    return 1.0
+
+
+def curve(rows: list[dict], split: str, task: str = "t2i") -> tuple[np.ndarray, dict]:
+    """Learning curve from metrics: sequences seen (n,), and {case: accuracy (n,)}."""
+    points = [row for row in rows if row.get("probe") == split and row.get("task") == task]
+    cases = [key for key in (points[0] if points else {}) if key.startswith(("quad", "center"))]
+    return (np.array([p["sequences"] for p in points]),
+            {case: np.array([p[case] for p in points], dtype=float) for case in cases})
