@@ -13,10 +13,9 @@ from tevq import execute, pipeline
 from tevq.__main__ import main
 from tevq.config import SettingsError
 from tevq.grid import choose
-from tevq.models import classifier
 from tevq.runs import budget
 from tevq.runs.run import open_run
-from tevq.train import loop, stage1, stage2
+from tevq.train import classifier, loop, stage1, stage2
 
 
 class Clock:

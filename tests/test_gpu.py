@@ -115,7 +115,7 @@ def test_stage2_steps(networks, pretend):
     trainer.s, trainer.where, trainer.model = s.stage2, GPU, generator.to(GPU.device)
     trainer.optimizers = stage2.build_optimizers(generator, s.stage2)
     trainer.update = partial(stage2.update, generator, trainer.optimizers, s.stage2)
-    trainer.batches, trainer.share = Batches(9, BATCH, 0), slice(None)
+    trainer.batches = Batches(9, BATCH, 0)
     trainer.captions = torch.ones(9, 40, dtype=torch.uint8, device=GPU.device)
     trainer.codes = torch.ones(9, GRID, GRID, dtype=torch.uint8, device=GPU.device)
     pretend[:] = [generator]

@@ -329,7 +329,7 @@ def judged() -> dict:
     found: dict = {}
     for variant in SHIPPED:
         evaluator = shipped(variant).evaluator
-        codes = evaluator.quantizer.codes(x)
+        codes = evaluator.vqgan.codes(x)
         for name, scores in (("drawn", evaluator.score_images(x, made)),
                              ("reconstructed", evaluator.score_codes(codes, made))):
             found[f"{variant} {name}"] = {metric: [float(score.correct.sum()), int(score.n.sum())]
@@ -342,7 +342,7 @@ def equivariances() -> dict:
     probe = equivariance.Probe(items.load_source("digits", "test"), 5, 0)
     return {variant: [{key: row[key] for key in ("measure", "cells", "agreement", "kappa")}
                       for row in equivariance.measure(
-                          equivariance.compare(shipped(variant).evaluator.quantizer, probe))]
+                          equivariance.compare(shipped(variant).evaluator.vqgan, probe))]
             for variant in SHIPPED}
 
 
@@ -477,7 +477,7 @@ def test_shipped_weights_fit_the_networks_exactly():
         elif kind == "stage1":
             model = vqgan.VQGAN(cell.stage1)
         else:
-            model = stage2.build(cell, shipped(variant).evaluator)
+            model = transformer.build(cell)
         model.load_state_dict(weights, strict=True)
 
 

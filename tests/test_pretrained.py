@@ -10,6 +10,7 @@ from tevq import pretrained
 from tevq.config import SettingsError
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator
+from tevq.models import transformer
 from tevq.report import tables
 from tevq.runs.run import open_run
 from tevq.train import stage1, stage2
@@ -90,7 +91,7 @@ def test_damage_and_other_settings_are_refused_in_one_line(clone):
 def test_paints_and_describes(trained):
     cell = trained.cells[1]
     judged = evaluator.Evaluator.load(cell, trained.results)
-    te = pretrained.Generator(cell, judged, stage2.load(cell, judged, trained.results))
+    te = pretrained.Generator(cell, judged, transformer.load(cell, trained.results))
     scenes, _ = evaluator.split_of(cell, "val", 4)
     texts = [judged.tokenizer.decode(row) for row in scenes.caption]
     images = te.paint(texts, seed=3)

@@ -82,5 +82,5 @@ def test_training_needs_no_package_beyond_torchs():
     """Planted fault: `import safetensors` in checkpoint.py."""
     program = ("import sys\nfor name in ('safetensors', 'matplotlib', 'pandas', 'lpips', "
                "'nbformat', 'papermill', 'psutil'): sys.modules[name] = None\n"
-               "import tevq.train.launch, tevq.evaluate.evaluate")
+               "import tevq.train.stage2, tevq.evaluate.evaluate")
     subprocess.run([sys.executable, "-c", program], cwd=devices.ROOT, check=True)

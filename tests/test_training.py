@@ -14,12 +14,12 @@ from tevq.data.source import load_source
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator, examples
 from tevq.evaluate.equivariance import Probe
-from tevq.models import classifier
+from tevq.models import transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
 from tevq.runs.checkpoint import load_tree
 from tevq.runs.run import open_run
-from tevq.train import loop, stage1, stage2
+from tevq.train import classifier, loop, stage1, stage2
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,18 @@ def test_metrics_record_the_health_of_the_codebook_and_the_discriminator(trained
     assert last["step"] == 6 and 1 <= last["codes_used"] <= 12
 
 
+def begun(settings, results) -> stage1.Trainer:
+    """A training of Stage 1 before its first step."""
+    classifier.train(settings, results)
+    trainer = stage1.Trainer(open_run(settings, "stage1", results), settings,
+                             devices.detect("float32"), results)
+    trainer.init_codebook()
+    return trainer
+
+
 def test_stage1_learns_a_fixed_batch(tmp_path):
     s = tiny(**{"stage1.disc_start": 1000, "stage1.channels": 8})
-    run = open_run(s, "stage1", tmp_path)
-    trainer = stage1.Trainer(run, s, devices.detect("float32"), tmp_path)
-    trainer.init_codebook()
+    trainer = begun(s, tmp_path)
     x = trainer.images(0)
     first = float(trainer.generator_step(x)[0]["l1"].detach())
     for _ in range(25):
@@ -149,9 +156,7 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
     found = {}
     for variant in ("sc", "te"):
         s = tiny(variant, **{"stage1.disc_start": 1000})
-        trainer = stage1.Trainer(open_run(s, "stage1", tmp_path), s, devices.detect("float32"),
-                                 tmp_path)
-        trainer.init_codebook()
+        trainer = begun(s, tmp_path)
         penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
         for step in range(25):
             trainer.generator_step(trainer.images(step % 3))
@@ -164,7 +169,7 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
 
 def test_the_reconstruction_of_codes_is_the_models_own(trained):
     s = tiny()
-    model = stage1.load(s, trained)
+    model = vqgan.load(s, trained)
     scenes, items = evaluator.split_of(s, "val", 6)
     codes = evaluator.encode_scenes(model, scenes, items, devices.detect("float32"))
     assert codes.dtype == torch.uint8 and codes.shape == (6, 8, 8)
@@ -176,18 +181,18 @@ def test_the_reconstruction_of_codes_is_the_models_own(trained):
 def test_the_training_set_is_encoded_once_and_damage_is_repaired(trained, monkeypatch):
     s, calls = tiny(), []
     found = evaluator.Evaluator.load(s, trained)
-    original = stage2.encode_scenes
+    original = evaluator.encode_scenes
 
     def counting(*arguments):
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(stage2, "encode_scenes", counting)
-    codes = stage2.encoded_split(s, "train", found, trained)
+    monkeypatch.setattr(evaluator, "encode_scenes", counting)
+    codes = evaluator.encoded_split(s, "train", found, trained)
     assert not calls and len(codes) == 60
     path, = (open_run(s, "stage1", trained).folder / "state").glob("codes-train-*")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert torch.equal(stage2.encoded_split(s, "train", found, trained), codes)
+    assert torch.equal(evaluator.encoded_split(s, "train", found, trained), codes)
     assert calls
     load_tree(next((open_run(s, "stage1", trained).folder / "state").glob("codes-train-*")))
 
@@ -196,19 +201,19 @@ def test_of_a_third_of_the_scenes_only_a_third_is_encoded(trained, monkeypatch):
     """Planted fault: a part kept under the name of the whole."""
     whole, third = tiny(), tiny(**{"stage2.fraction": 1 / 3})
     found = evaluator.Evaluator.load(whole, trained)
-    codes = stage2.encoded_split(whole, "train", found, trained)
+    codes = evaluator.encoded_split(whole, "train", found, trained)
     kept, = (open_run(whole, "stage1", trained).folder / "state").glob("codes-train-*")
     content = kept.read_bytes()
     kept.unlink()
-    part = stage2.encoded_split(third, "train", found, trained)
+    part = evaluator.encoded_split(third, "train", found, trained)
     assert len(part) == 20 and torch.equal(part, codes[:20])
     only, = kept.parent.glob("codes-train-*")
     assert only.name.split(".")[0].endswith("-20")
     kept.write_bytes(content)
     only.unlink()
-    monkeypatch.setattr(stage2, "encode_scenes", None)  # not called: the whole is cut
-    assert torch.equal(stage2.encoded_split(third, "train", found, trained), codes[:20])
-    assert len(stage2.encoded_split(whole, "train", found, trained)) == 60
+    monkeypatch.setattr(evaluator, "encode_scenes", None)  # not called: the whole is cut
+    assert torch.equal(evaluator.encoded_split(third, "train", found, trained), codes[:20])
+    assert len(evaluator.encoded_split(whole, "train", found, trained)) == 60
 
 
 def test_learning_curve_has_both_splits_and_all_cases(trained):
@@ -278,7 +283,7 @@ def test_quantizer_evaluation_has_ceilings_and_all_measures(trained):
 def test_a_sample_does_not_depend_on_its_batch(trained):
     s = tiny()
     found = evaluator.Evaluator.load(s, trained)
-    model = stage2.load(s, found, trained)
+    model = transformer.load(s, trained)
     scenes, _ = evaluator.split_of(s, "test")
     whole = found.text_to_image(model, scenes, s.evaluation, 0)
     single = tiny(**{"evaluation.batch": 1}).evaluation

@@ -24,13 +24,13 @@ from tevq.config import Settings, SettingsError, UserError
 from tevq.evaluate.evaluate import DECODINGS, SPLITS
 from tevq.evaluate.evaluator import Evaluator, encode_scenes, split_of
 from tevq.grid import COMPARED, Grid, choose
+from tevq.models import transformer, vqgan
 from tevq.models.transformer import Transformer
 from tevq.report import tables
 from tevq.runs import devices
 from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import Run, open_run
 from tevq.runs.storage import write_atomically
-from tevq.train import stage1, stage2
 
 PRESET, SEED = "laptop", "0"
 CHECKED = 200  # validation scenes on which rounding is measured
@@ -63,7 +63,7 @@ class Generator:
     @torch.no_grad()
     def describe(self, images: torch.Tensor, seed: int = 0, greedy: bool = True) -> list[str]:
         """One caption per image (N, 3, 64, 64) in [-1, 1]."""
-        codes = self.evaluator.quantizer.codes(images.to(self.evaluator.device))
+        codes = self.evaluator.vqgan.codes(images.to(self.evaluator.device))
         return self.evaluator.image_to_text(self.model, codes, self.settings.evaluation, seed, greedy)
 
 
@@ -79,7 +79,7 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     install(grid)
     settings = grid.settings
     evaluator = Evaluator.load(settings, grid.results, devices.detect("float32").device)
-    return Generator(settings, evaluator, stage2.load(settings, evaluator, grid.results))
+    return Generator(settings, evaluator, transformer.load(settings, grid.results, evaluator.device))
 
 
 def chosen(results: str | Path | None = None, overrides: Any = "",
@@ -159,7 +159,7 @@ def _rounding(grid: Grid) -> str:
     where, parts = devices.detect("float32"), []
     for cell in grid.cells:
         scenes, items = split_of(cell, "val", CHECKED)
-        model = stage1.load(cell, grid.results, where.device)
+        model = vqgan.load(cell, grid.results, where.device)
         before = encode_scenes(model, scenes, items, where)
         model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
         same = (encode_scenes(model, scenes, items, where) == before).float().mean()

@@ -18,15 +18,13 @@ from tevq.config import Settings
 from tevq.data.scenes import CASES, Scenes, render
 from tevq.data.source import load_source
 from tevq.evaluate import equivariance, examples
-from tevq.evaluate.evaluator import CHUNK, Evaluator, join_scores, split_of
+from tevq.evaluate.evaluator import CHUNK, Evaluator, encoded_split, join_scores, split_of
 from tevq.evaluate.metrics import Score, by_case
-from tevq.models import losses
+from tevq.models import losses, transformer
 from tevq.models.quantizer import codebook_health
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 from tevq.runs.storage import write_atomically
-from tevq.train import stage2
-from tevq.train.stage1 import reconstruct
 
 SPLITS = ("test", "test_seen")
 DECODINGS = ("sampled", "greedy")
@@ -49,14 +47,14 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
             items = load_source(settings.data.source, "test")
             count = min(PROBE_ITEMS, settings.data.test // 5)
             probe = equivariance.Probe(items, count, settings.data.seed, where.device)
-            compared = equivariance.compare(evaluator.quantizer, probe)
-            codebook = evaluator.quantizer.quantizer.codebook
+            compared = equivariance.compare(evaluator.vqgan, probe)
+            codebook = evaluator.vqgan.quantizer.codebook
             run.finish({
                 "rows": [row for rows, _ in found for row in rows],
                 "reconstruction": [line for _, line in found],
                 "equivariance": equivariance.measure(compared),
                 "merged": equivariance.merged(compared, codebook),
-                "sweep": equivariance.sweep(evaluator.quantizer, probe),
+                "sweep": equivariance.sweep(evaluator.vqgan, probe),
                 "seconds": time.monotonic() - began})
     return run
 
@@ -72,7 +70,7 @@ def evaluate(settings: Settings, results=None) -> Run:
         if not run.done:
             began = time.monotonic()
             evaluator, _ = _begin(run, settings, results, "classifier", "stage1", "stage2")
-            model = stage2.load(settings, evaluator, results)
+            model = transformer.load(settings, results, evaluator.device)
             rows, lines, kept, painted = [], [], {}, {}
             for split in SPLITS:
                 found = _both_directions(settings, evaluator, model, split, results)
@@ -105,7 +103,7 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str) -> tup
     for start in range(0, len(scenes), CHUNK):
         part = scenes.take(slice(start, start + CHUNK))
         x = render(part, items).to(evaluator.device)
-        y, codes = reconstruct(evaluator.quantizer, x)
+        y, codes = evaluator.vqgan.reconstruct(x)
         counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
         l1.append(float((x - y).abs().mean()) / 2 * len(x))
         with torch.no_grad():
@@ -116,7 +114,7 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str) -> tup
             for row in _rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
     line = {"split": split, "l1": sum(l1) / len(scenes), "perceptual": sum(distance) / len(scenes),
             "perceptual_name": name, "n": len(scenes)}
-    return rows, line | codebook_health(evaluator.quantizer.quantizer.codebook, counts)
+    return rows, line | codebook_health(evaluator.vqgan.quantizer.codebook, counts)
 
 
 def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str, results
@@ -124,7 +122,7 @@ def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str
     """Rows per case, lines per scene, and examples of one split: records, images."""
     options, seed = settings.evaluation, settings.seed
     scenes, _ = split_of(settings, split, options.scenes)
-    truth = stage2.encoded_split(settings, split, evaluator, results)[: len(scenes)].long()
+    truth = encoded_split(settings, split, evaluator, results)[: len(scenes)].long()
     rows, columns, painted = [], {}, {}
     chosen = examples.first_of_each_case(scenes.case)
     kept = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}

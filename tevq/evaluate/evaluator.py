@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tevq.config import EvaluationConfig, Settings
+from tevq.config import EvaluationConfig, Settings, digest
 from tevq.data.captions import CENTER
 from tevq.data.scenes import CASES, Scenes, load_scenes, part_of, render
 from tevq.data.source import SourceImages, class_names, load_source
 from tevq.data.tokenizer import Tokenizer
 from tevq.evaluate.metrics import Score, quadrant_ink, read_places, score_captions, score_images
-from tevq.models import classifier
+from tevq.models import classifier, vqgan
 from tevq.models.classifier import Classifier
 from tevq.models.sampling import generate_captions, generate_images
 from tevq.models.transformer import Transformer
 from tevq.models.vqgan import VQGAN
-from tevq.train import stage1
+from tevq.runs import devices
+from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.run import open_run
 
 CHUNK = 128  # scenes that are rendered, encoded or decoded at a time
 
@@ -27,7 +30,7 @@ CHUNK = 128  # scenes that are rendered, encoded or decoded at a time
 class Evaluator:
     """What scoring needs besides the generator."""
 
-    quantizer: VQGAN
+    vqgan: VQGAN
     classifier: Classifier
     tokenizer: Tokenizer
     device: torch.device
@@ -35,7 +38,7 @@ class Evaluator:
     @classmethod
     def load(cls, settings: Settings, results=None, device: torch.device | str = "cpu") -> Evaluator:
         """Judge of a run, with its trained quantizer and the preset's classifier."""
-        return cls(stage1.load(settings, results, device),
+        return cls(vqgan.load(settings, results, device),
                    classifier.load(settings, results, device),
                    Tokenizer(class_names(settings.data.source)), torch.device(device))
 
@@ -50,7 +53,7 @@ class Evaluator:
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """codes (N, h, w) -> images (N, 3, 64, 64) in [-1, 1]."""
-        return torch.cat([self.quantizer.decode_codes(part.to(self.device))
+        return torch.cat([self.vqgan.decode_codes(part.to(self.device))
                           for part in codes.split(CHUNK)])
 
     def score_codes(self, codes: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
@@ -111,19 +114,46 @@ def split_of(settings: Settings, split: str, count: int = 0) -> tuple[Scenes, So
 
 
 @torch.no_grad()
-def encode_scenes(quantizer: VQGAN, scenes: Scenes, items: SourceImages, where) -> torch.Tensor:
-    """Codes of scenes (N, h, w), uint8 when K <= 256, else int32. `where` is a machine.Machine.
+def encode_scenes(model: VQGAN, scenes: Scenes, items: SourceImages, where) -> torch.Tensor:
+    """Codes of scenes (N, h, w), uint8 when K <= 256, else int32. `where` is a devices.Device.
 
-    In the precision of `where`: training sets are encoded as the quantizer was trained.
+    In the precision of `where`: training sets are encoded as the VQGAN was trained.
     """
-    kind = torch.uint8 if len(quantizer.quantizer.codebook) <= 256 else torch.int32
+    kind = torch.uint8 if len(model.quantizer.codebook) <= 256 else torch.int32
     found, items = [], items.to(where.device)
     for start in range(0, len(scenes), CHUNK):
         index = np.arange(start, min(start + CHUNK, len(scenes)))
         x = render(scenes, items, index).contiguous(memory_format=torch.channels_last)
         with where.autocast():
-            found.append(quantizer.codes(x).to(kind))
+            found.append(model.codes(x).to(kind))
     return torch.cat(found).cpu()
+
+
+def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=None
+                  ) -> torch.Tensor:
+    """Codes (N, h, w) of a split, encoded once and kept beside the weights that gave them.
+
+    Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
+    """
+    run = open_run(settings, "stage1", results)
+    folder = run.folder / "state"
+    whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
+    stem, count = whole, 0  # 0: all
+    if split == "train" and settings.stage2.fraction < 1:
+        count = max(1, round(settings.data.train * settings.stage2.fraction))
+        stem = f"{whole}-{count}"
+    for path in (path for name in (whole, stem) for path in folder.glob(f"{name}.*.safetensors")):
+        try:
+            return load_tree(path)[: count or None]
+        except (DamagedFileError, OSError) as error:
+            print(f"{error}; encoding the scenes again")
+            path.unlink(missing_ok=True)
+    began = time.monotonic()
+    scenes, items = split_of(settings, split, count)
+    codes = encode_scenes(evaluator.vqgan, scenes, items, devices.detect(settings.precision))
+    print(f"encoded {len(codes):,} scenes of {split} in {time.monotonic() - began:.0f} s")
+    save_tree(folder, stem, codes)
+    return codes
 
 
 def case_values(scores: dict[str, Score], scenes: Scenes, metric: str) -> dict[str, float]:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from tevq.config import SettingsError
 from tevq.models.classifier import Classifier
-from tevq.train import parallel
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the ImageNet weights LPIPS needs
@@ -78,7 +77,7 @@ class PatchDiscriminator(nn.Sequential):
         for layer in range(1, layers + 1):
             out, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
             modules += [nn.Conv2d(width, out, 4, stride, 1, bias=False),
-                        parallel.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+                        nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
             width = out
         super().__init__(*modules, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self:
@@ -101,5 +100,4 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor,
     """
     ours, = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     theirs, = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    parallel.average([ours, theirs])  # norms of the whole batch's gradients
     return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()

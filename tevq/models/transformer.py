@@ -21,9 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tevq.config import SettingsError, unknown
+from tevq.config import Settings, SettingsError, unknown
+from tevq.data.scenes import IMAGE_SIZE
+from tevq.data.source import class_names
+from tevq.data.tokenizer import Tokenizer
 from tevq.models.attention import causal_attention
 from tevq.models.layers import LayerNorm, Linear, NeighbourEmbedding, image_offsets, text_offsets
+from tevq.runs.run import open_run
 
 DIRECTIONS = ("t2i", "i2t")
 PAD = 0
@@ -170,19 +174,17 @@ class Transformer(nn.Module):
         raise unknown("direction", direction, DIRECTIONS)
 
     def loss(
-        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0,
-        text_weight: Tensor | float = 1.0,
+        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0
     ) -> Losses:
         """Mean cross-entropies; total = (given + w * generated) / (1 + w), w = 7 officially.
 
-        PAD targets are ignored. Arguments as in `forward`; `text_weight` scales the text loss (for
-        parts of a batch with unequal numbers of words).
+        PAD targets are ignored. Arguments as in `forward`.
         """
         text_logits, image_logits = self(text, codes, direction)
         image_target = codes.flatten(1)[:, self.N - image_logits.shape[1] :]
         text_loss = F.cross_entropy(
             text_logits.flatten(0, 1), text[:, 1:].flatten(), ignore_index=PAD
-        ) * text_weight
+        )
         image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
         given, generated = text_loss, image_loss
         if direction == "i2t":
@@ -223,3 +225,22 @@ class Transformer(nn.Module):
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+
+def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer:
+    """A new transformer for the captions and the codes of these settings; `dtype` as there."""
+    s, tokenizer = settings.stage2, Tokenizer(class_names(settings.data.source))
+    return Transformer(tokenizer.size, settings.stage1.codes, tokenizer.length,
+                       IMAGE_SIZE // settings.stage1.stride, s.dim, s.depth, s.heads, s.head_dim,
+                       window=s.window, neighbours=s.neighbours, dtype=dtype)
+
+
+def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Transformer:
+    """The trained generator, frozen, float32. Raises SettingsError if there is none."""
+    run = open_run(settings, "stage2", results)
+    if not run.has_weights:
+        raise SettingsError(f"no trained generator in {run.folder}; run notebook 04 for variant "
+                            f"{settings.variant}, seed {settings.seed} first")
+    model = build(settings)
+    model.load_state_dict(run.weights())
+    return model.to(device).eval().requires_grad_(False)

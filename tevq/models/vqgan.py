@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tevq.config import SettingsError, Stage1Config
+from tevq.config import Settings, SettingsError, Stage1Config
 from tevq.models.downsample import DOWNSAMPLERS, Conv
 from tevq.models.norm import GroupNorm
 from tevq.models.quantizer import Quantized, Quantizer
+from tevq.runs.run import open_run
 
 
 class ResBlock(nn.Module):
@@ -136,7 +137,24 @@ class VQGAN(nn.Module):
         """codes (B, h, w) -> images clamped to [-1, 1], float32."""
         return self.decode(self.quantizer.lookup(codes)).float().clamp(-1, 1)
 
+    @torch.no_grad()
+    def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images -> reconstructions clamped to [-1, 1], float32, and codes (B, h, w)."""
+        codes = self.codes(x.contiguous(memory_format=torch.channels_last))
+        return self.decode_codes(codes), codes
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
         """Images -> reconstructions (not clamped) and what the quantizer returned."""
         quantized = self.quantizer(self.encode(x))
         return self.decode(quantized.features), quantized
+
+
+def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> VQGAN:
+    """The trained quantizer, frozen, in evaluation mode. Raises SettingsError if there is none."""
+    run = open_run(settings, "stage1", results)
+    if not run.has_weights:
+        raise SettingsError(f"no trained quantizer in {run.folder}; run notebook 03 for variant "
+                            f"{settings.variant}, seed {settings.seed} first")
+    model = VQGAN(settings.stage1)
+    model.load_state_dict(run.weights())
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -90,13 +90,6 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def processes() -> int:
-    """How many processes train together; 1 unless parallel.py has joined a group."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and (
-        distributed.is_initialized()) else 1
-
-
 def record(devices: Device) -> dict:
     """Versions, commit and device, for the record of a run."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -109,7 +102,6 @@ def record(devices: Device) -> dict:
         "device_name": name,
         "precision": devices.precision,
         "threads": torch.get_num_threads(),
-        "processes": processes(),
         "cores": os.cpu_count(),
         "system": platform.system(),
     }

@@ -211,10 +211,6 @@ class Run:
         """Steps of the checkpoints that are kept, newest first."""
         return [int(path.name[5:14]) for path in self._checkpoints()]
 
-    def agree(self, answer: bool) -> bool:
-        """The answer that all processes of this run act on; here there is one process."""
-        return answer
-
     def _weights(self) -> list[Path]:
         return sorted((self.folder / "state").glob("weights.*.safetensors"))
 

@@ -24,13 +24,13 @@ class CudaGraph:
     """`function` with recordings, one for each shape of its tensors and each other argument.
 
     The function may change tensors in place, and must not look at their numbers. Results lie where
-    those of the call before lay: read them before the next call. On a CPU, with several processes,
-    and where a step cannot be recorded (it says so), every call is a plain one.
+    those of the call before lay: read them before the next call. On a CPU, and
+    where a step cannot be recorded (it says so), every call is a plain one.
     """
 
     def __init__(self, function: Callable, where: devices.Device):
         self.function = function
-        self.possible = where.device.type == "cuda" and devices.processes() == 1
+        self.possible = where.device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.possible else None
         self.pool: Any = None  # memory that all recordings share
         self.calls: Counter = Counter()

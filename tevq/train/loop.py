@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -96,7 +95,7 @@ class Loop:
         self.deadline.saved(time.monotonic() - began)
 
     def _late(self) -> bool:
-        return self.deadline.at < math.inf and self.run.agree(self.deadline.near())
+        return self.deadline.near()
 
     def _out_of_time(self, step: int) -> OutOfTimeError:
         return OutOfTimeError(f"{self.run.name}: stopped at step {step:,} of {self.total:,}, "

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from tevq.config import Settings, SettingsError, Stage1Config
+from tevq.config import Settings, Stage1Config
 from tevq.data import scenes
 from tevq.data.source import load_source
 from tevq.models import classifier, losses
@@ -15,7 +15,7 @@ from tevq.models.quantizer import codebook_health, orthogonality
 from tevq.models.vqgan import VQGAN
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
-from tevq.train import parallel
+from tevq.train import classifier as classifier_training
 from tevq.train.cuda_graph import CudaGraph, set_rate
 from tevq.train.loop import Batches, Loop
 
@@ -30,23 +30,13 @@ def train(settings: Settings, results=None) -> Run:
     Interrupted work goes on from the last checkpoint. Raises SettingsError on bad input and
     NumbersError when loss or gradient are no longer finite.
     """
-    run = parallel.shared(open_run(settings, "stage1", results))
+    classifier_training.train(settings, results)  # evaluation needs it, whatever the loss
+    run = open_run(settings, "stage1", results)
     with run.lock():
         if not run.has_weights:
             where = devices.detect(settings.precision)
             Trainer(run, settings, where, results).train()
     return run
-
-
-def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> VQGAN:
-    """The trained quantizer, frozen, in evaluation mode. Raises SettingsError if there is none."""
-    run = open_run(settings, "stage1", results)
-    if not run.has_weights:
-        raise SettingsError(f"no trained quantizer in {run.folder}; run notebook 03 for variant "
-                            f"{settings.variant}, seed {settings.seed} first")
-    model = VQGAN(settings.stage1)
-    model.load_state_dict(run.weights())
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 class Learner:
@@ -94,7 +84,6 @@ class Learner:
             loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parallel.average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.optimizer.step()
         numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
@@ -117,7 +106,6 @@ class Learner:
         loss = losses.hinge_loss(real_logits, fake_logits)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parallel.average_gradients(self.discriminator)
         self.discriminator_optimizer.step()
         return {"critic_loss": loss, "real_logits": real_logits.mean(),
                 "fake_logits": fake_logits.mean()}
@@ -137,15 +125,14 @@ class Trainer(Learner):
         self.items = load_source(settings.data.source, "train").to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
-        self.share = parallel.own_share(self.batches.batch, "stage1.batch")
         devices.seed_everything(settings.seed)
         super().__init__(s, where, losses.perceptual_loss(s.perceptual, evaluator, where.device))
         self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
         self.usage.register_buffer("counts", torch.zeros(s.codes, device=where.device))
 
-    def images(self, step: int, part: slice = slice(None)) -> torch.Tensor:
-        """Batch (B, 3, 64, 64) of a step or part of it; in [-1, 1], channels last, on device."""
-        x = scenes.render(self.scenes, self.items, self.batches[step][part])
+    def images(self, step: int) -> torch.Tensor:
+        """Batch (B, 3, 64, 64) of a step in [-1, 1], channels last, on the device."""
+        x = scenes.render(self.scenes, self.items, self.batches[step])
         return x.contiguous(memory_format=torch.channels_last)
 
     def train(self) -> None:
@@ -156,12 +143,9 @@ class Trainer(Learner):
         update = CudaGraph(self.update, self.where)
         if loop.fresh:
             began = time.monotonic()
-            if parallel.leader():
-                self.init_codebook()
+            self.init_codebook()
             loop.seconds = time.monotonic() - began
             loop.save(0)  # the warm-up and k-means are not done again
-            if devices.processes() > 1:
-                loop.restore()
         for step in loop:
             for optimizer in (self.optimizer, self.discriminator_optimizer):
                 for group in optimizer.param_groups:
@@ -169,9 +153,9 @@ class Trainer(Learner):
             if step == self.s.disc_start and self.s.disc_weight > 0:
                 print(f"{self.run.name}: step {step:,}, the discriminator starts")
             adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
-            numbers, codes = update(self.images(step, self.share), adversarial)
+            numbers, codes = update(self.images(step), adversarial)
             loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            self.usage.counts += parallel.total(count(codes, self.s.codes))
+            self.usage.counts += count(codes, self.s.codes)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
                 self.log(step + 1, numbers)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
@@ -188,8 +172,7 @@ class Trainer(Learner):
     def log(self, step: int, numbers: dict) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         self.loop.check()
-        plain = parallel.average_numbers(
-            {key: float(value) for key, value in numbers.items()})
+        plain = {key: float(value) for key, value in numbers.items()}
         health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
         self.usage.counts.zero_()
         penalty = float(orthogonality(self.model.quantizer.codebook.detach()))
@@ -248,10 +231,3 @@ def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:
         model = KMeans(K, init="k-means++", n_init=1, max_iter=10, random_state=seed)
         centres = model.fit(vectors.cpu().numpy()).cluster_centers_
     return torch.from_numpy(centres).to(vectors)
-
-
-@torch.no_grad()
-def reconstruct(model: VQGAN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, H, W) -> reconstructions clamped to [-1, 1] and codes (B, h, w), float32."""
-    codes = model.codes(x.contiguous(memory_format=torch.channels_last))
-    return model.decode_codes(codes), codes

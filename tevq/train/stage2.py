@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 
 import numpy as np
 import torch
 
-from tevq.config import Settings, SettingsError, Stage2Config, digest
-from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, split_of
-from tevq.models.transformer import PAD, Transformer
+from tevq.config import Settings, Stage2Config
+from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, encoded_split, split_of
+from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import Run, open_run, parents
-from tevq.train import parallel
 from tevq.train.cuda_graph import CudaGraph, set_rate
 from tevq.train.loop import Batches, Loop
 from tevq.train.muon import Muon, block_matrices
@@ -31,7 +28,7 @@ def train(settings: Settings, results=None) -> Run:
     Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
     checkpoint. Raises NumbersError when loss or gradient are no longer finite.
     """
-    run = parallel.shared(open_run(settings, "stage2", results))
+    run = open_run(settings, "stage2", results)
     with run.lock():
         if not run.has_weights:
             where = devices.detect(settings.precision)
@@ -39,53 +36,6 @@ def train(settings: Settings, results=None) -> Run:
             run.start(where, parents(settings, "classifier", "stage1", results=results))
             Trainer(run, settings, where, evaluator, results).train()
     return run
-
-
-def build(settings: Settings, evaluator: Evaluator, dtype: torch.dtype = torch.float32) -> Transformer:
-    """A new transformer that fits the quantizer and tokenizer of `judge`."""
-    s, quantizer = settings.stage2, evaluator.quantizer
-    return Transformer(evaluator.tokenizer.size, len(quantizer.quantizer.codebook),
-                       evaluator.tokenizer.length, 64 // quantizer.stride, s.dim, s.depth, s.heads,
-                       s.head_dim, window=s.window, neighbours=s.neighbours,
-                       dtype=dtype).to(evaluator.device)
-
-
-def load(settings: Settings, evaluator: Evaluator, results=None) -> Transformer:
-    """The trained generator, frozen, float32. Raises SettingsError if there is none."""
-    run = open_run(settings, "stage2", results)
-    if not run.has_weights:
-        raise SettingsError(f"no trained generator in {run.folder}; run notebook 04 for variant "
-                            f"{settings.variant}, seed {settings.seed} first")
-    model = build(settings, evaluator)
-    model.load_state_dict(run.weights())
-    return model.eval().requires_grad_(False)
-
-
-def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=None) -> torch.Tensor:
-    """Codes (N, h, w) of a split, encoded once and kept beside the weights that gave them.
-
-    Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
-    """
-    run = open_run(settings, "stage1", results)
-    folder = run.folder / "state"
-    whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
-    stem, count = whole, 0  # 0: all
-    if split == "train" and settings.stage2.fraction < 1:
-        count = max(1, round(settings.data.train * settings.stage2.fraction))
-        stem = f"{whole}-{count}"
-    for path in (path for name in (whole, stem) for path in folder.glob(f"{name}.*.safetensors")):
-        try:
-            return load_tree(path)[: count or None]
-        except (DamagedFileError, OSError) as error:
-            print(f"{error}; encoding the scenes again")
-            path.unlink(missing_ok=True)
-    began = time.monotonic()
-    scenes, items = split_of(settings, split, count)
-    codes = encode_scenes(evaluator.quantizer, scenes, items, devices.detect(settings.precision))
-    seconds = time.monotonic() - began
-    print(f"encoded {len(codes):,} scenes of {split} in {seconds:.0f} s")
-    save_tree(folder, stem, codes)
-    return codes
 
 
 class Trainer:
@@ -100,9 +50,8 @@ class Trainer:
         self.codes = codes.to(where.device)
         self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
         self.batches = Batches(len(codes), s.batch, settings.seed)
-        self.share = parallel.own_share(self.batches.batch, "stage2.batch")
         devices.seed_everything(settings.seed)
-        self.model = build(settings, evaluator, where.dtype)
+        self.model = build(settings, where.dtype).to(where.device)
         self.optimizers = build_optimizers(self.model, s)
         self.update = CudaGraph(partial(update, self.model, self.optimizers, s), where)
         self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
@@ -124,7 +73,7 @@ class Trainer:
             if (step + 1) % LOG_EVERY == 0 or last:
                 self.log(step + 1, numbers)
             due = self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last)
-            if due and parallel.leader():
+            if due:
                 self.probe(step + 1)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "sequences": self.s.steps * self.batches.batch,
@@ -135,7 +84,7 @@ class Trainer:
     def step(self, step: int) -> dict:
         """One update in one direction."""
         direction = direction_of(step, self.s)
-        index = self.batches[step][self.share].to(self.where.device, non_blocking=True)
+        index = self.batches[step].to(self.where.device, non_blocking=True)
         text, codes = self.captions[index].long(), self.codes[index].long()
         return {"direction": direction} | self.update(text, codes, direction)
 
@@ -143,7 +92,7 @@ class Trainer:
         """One line of metrics."""
         self.loop.check()
         direction = numbers.pop("direction")
-        plain = parallel.average_numbers({key: float(value) for key, value in numbers.items()})
+        plain = {key: float(value) for key, value in numbers.items()}
         self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
 
     def probe(self, step: int) -> None:
@@ -160,7 +109,7 @@ class Trainer:
                 self.run.log(step, probe=split, task="t2i", n=len(scenes),
                              sequences=step * self.batches.batch, **values)
             if self.s.directions != "t2i":
-                truth = encode_scenes(self.evaluator.quantizer, scenes, items, self.where).long()
+                truth = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
                 texts = self.evaluator.image_to_text(self.model, truth, options, seed, greedy=True)
                 values = case_values(self.evaluator.score_texts(texts, scenes), scenes, "digit")
                 self.run.log(step, probe=split, task="i2t", n=len(scenes),
@@ -178,12 +127,10 @@ def direction_of(step: int, s: Stage2Config) -> str:
 def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2Config,
            text: torch.Tensor, codes: torch.Tensor, direction: str) -> dict[str, torch.Tensor]:
     """One step of all optimizers on captions (B, L) and codes (B, h, w); its losses."""
-    loss = model.loss(text, codes, direction, s.target_weight,
-                      parallel.mean_weight(text[:, 1:] != PAD))
+    loss = model.loss(text, codes, direction, s.target_weight)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     loss.total.backward()
-    parallel.average_gradients(model)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip or math.inf)
     for optimizer in optimizers.values():
         optimizer.step()

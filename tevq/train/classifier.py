@@ -1,0 +1,100 @@
+"""Trains the digit and colour classifier, once per preset and source."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from tevq.config import Settings
+from tevq.data import scenes
+from tevq.data.source import SourceImages, load_source
+from tevq.models.classifier import Classifier
+from tevq.runs import devices
+from tevq.runs.run import Run, open_run
+from tevq.train.loop import Loop
+
+
+def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Generator,
+                   shift: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items drawn in random colours and shifted by up to `shift` pixels each way.
+
+    index (B,) -> crops (B, 3, 28, 28) in [-1, 1], colours (B,).
+    """
+    B = len(index)
+    colour = torch.randint(len(scenes.COLOURS), (B,), generator=random)
+    offset = torch.randint(-shift, shift + 1, (B, 2), generator=random)
+    corner = torch.tensor(scenes.OFFSETS[0]) + offset
+    x = scenes.draw(items.images[index], colour, corner, torch.arange(B), B)
+    return scenes.crop(x, torch.zeros(B, dtype=torch.long)), colour
+
+
+def train(settings: Settings, results=None) -> Run:
+    """Trains the classifier of a preset once, on the source's train items; returns its run.
+
+    The summary holds `label_accuracy` and `colour_accuracy` on all test items in every colour.
+    """
+    run = open_run(settings, "classifier", results)
+    with run.lock():
+        if not run.has_weights:
+            _train(run, settings)
+    return run
+
+
+def _train(run: Run, settings: Settings) -> None:
+    s, where = settings.classifier, devices.detect(settings.precision)
+    run.start(where)
+    devices.seed_everything(0)
+    items = load_source(settings.data.source, "train")
+    model = Classifier(s.width).to(where.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.01)
+    loop = Loop(run, {"model": model, "optimizer": optimizer}, s.steps)
+    for step in loop:
+        random = devices.generator(settings.data.seed, step)
+        torch.manual_seed(step)  # dropout is a function of the step too
+        index = torch.randint(len(items.labels), (s.batch,), generator=random)
+        crops, colour = training_crops(items, index, random)
+        for group in optimizer.param_groups:
+            group["lr"] = s.lr * one_cycle(step / s.steps)
+        with where.autocast():
+            crops = crops.to(where.device, memory_format=torch.channels_last, non_blocking=True)
+            labels, colours = model(crops)
+        truths = (t.to(where.device, non_blocking=True) for t in (items.labels[index], colour))
+        loss = sum(F.cross_entropy(logits.float(), truth)
+                   for logits, truth in zip((labels, colours), truths, strict=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        loop.see(loss)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            run.log(step + 1, loss=loss.item())
+    summary = accuracy(model.eval(), load_source(settings.data.source, "test"), where)
+    run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch},
+               model.state_dict())
+
+
+def one_cycle(progress: float, warm: float = 0.15) -> float:
+    """Share of the peak learning rate: linear rise, then cosine to zero; `progress` in [0, 1)."""
+    if progress < warm:
+        return max(progress / warm, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
+
+def accuracy(model: Classifier, items: SourceImages, where: devices.Device) -> dict[str, float]:
+    """Share of items whose label, and whose colour, is recognised; every item in all colours."""
+    right_labels = right_colours = seen = 0
+    for start in range(0, len(items.labels), 500):
+        index = torch.arange(start, min(start + 500, len(items.labels)))
+        B = len(index)
+        for colour in range(len(scenes.COLOURS)):
+            corner = torch.tensor(scenes.OFFSETS[0]).expand(B, 2)
+            x = scenes.draw(items.images[index], torch.full((B,), colour), corner,
+                            torch.arange(B), B)
+            crops = scenes.crop(x, torch.zeros(B, dtype=torch.long)).to(where.device)
+            labels, colours = model.predict(crops)
+            right_labels += (labels.cpu() == items.labels[index]).sum().item()
+            right_colours += (colours == colour).sum().item()
+            seen += B
+    return {"label_accuracy": right_labels / seen, "colour_accuracy": right_colours / seen,
+            "n": seen}
