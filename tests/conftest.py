@@ -1,20 +1,27 @@
-"""Counts the tests of every promise; `tevq/torture.py` says what for."""
+"""For all tests: settings of hypothesis, and how many tests of every promise passed.
+
+`tests/torture/run.py` says what the counts are for.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+from torture import run as torture
 
-from tevq import torture
-
+# how long an example takes says something about the machine, not about the code
+hypothesis.settings.register_profile(
+    "tevq", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tevq")
 OUTCOMES: dict[str, torture.Outcome] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "promise(name): what the README promises and this test "
-                            "proves; names are the keys of tevq.torture.PROMISES")
+                            "proves; names are the keys of tests/torture/run.py: PROMISES")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

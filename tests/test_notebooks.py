@@ -1,4 +1,12 @@
-"""Hygiene of the stored notebooks, and the tiny settings that the tests run them with."""
+"""Hygiene of the stored notebooks, and the tiny settings that the tests run them with.
+
+Stored notebooks are stripped: `python tests/test_notebooks.py` does it. Cells tagged
+`nbval-check-output` and `keep_output` keep what they printed, for nbval to compare with; they may
+print only facts that do not depend on sizes, seeds or the machine. After a change of such a cell:
+
+    jupyter nbconvert --to notebook --execute --inplace notebooks/05_evaluation.ipynb
+    python tests/test_notebooks.py
+"""
 
 from __future__ import annotations
 
@@ -6,16 +14,29 @@ import ast
 import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import check
+import papermill
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
-from tevq import graph, notebook, presets, selftest, tidy, webpage
+from tevq import notebook, presets, webpage
 from tevq.config import SettingsError
-from tevq.tidy import CHECKED
+from tevq.graph import FOLDER, NOTEBOOKS, parameters_cell, parameters_of, read
 
-KNOWN_TAGS = {"parameters", CHECKED}
+STRIP = [sys.executable, "-m", "nbstripout", "--keep-id", "--extra-keys", "metadata.language_info"]
+SETUP = '''\
+# Finds tevq when it is not installed: the notebook lies in the repository's folder `notebooks`.
+import sys
+
+sys.path.append("..")
+'''
+CHECKED, KEPT = "nbval-check-output", "keep_output"  # tags: nbval compares it, nbstripout keeps it
+KNOWN_TAGS = {"parameters", CHECKED, KEPT}
 LONGEST, MOST = 40, 60  # lines of a code cell, cells
 PATH = re.compile(r"(?<![\w.:/])/(?:work|tmp|home|root|Users|mnt|content)/|[A-Z]:\\\\")
 
@@ -26,11 +47,11 @@ def problems(book: dict[str, Any], name: str) -> list[str]:
     for number, cell in enumerate(book["cells"]):
         found += [f"cell {number}: {text}" for text in _problems_of(cell)]
     codes = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    if not codes or "".join(codes[0]["source"]).strip() != notebook.SETUP.strip():
-        found.append("the first code cell is not notebook.SETUP")
+    if not codes or codes[0]["source"].strip() != SETUP.strip():
+        found.append("the first code cell is not SETUP")
     if not any(f'notebook.start(globals(), "{name}")' in c["source"] for c in codes):
         found.append("notebook.start is not called with the notebook's name")
-    if set(book["metadata"]) - {"kernelspec", "language_info", "colab"}:
+    if set(book["metadata"]) - {"kernelspec"}:
         found.append(f"metadata {sorted(book['metadata'])}")
     return found + _parameter_problems(book, name)
 
@@ -38,6 +59,7 @@ def problems(book: dict[str, Any], name: str) -> list[str]:
 def _problems_of(cell: dict[str, Any]) -> list[str]:
     source, tags = cell["source"], cell["metadata"].get("tags", [])
     found = [f"unknown tag {tag}" for tag in tags if tag not in KNOWN_TAGS]
+    found += [f"metadata {key}" for key in cell["metadata"] if key != "tags"]
     if not cell.get("id"):
         found.append("no id: it would get another one at every execution")
     if PATH.search(json.dumps([source, cell.get("outputs")])):
@@ -51,53 +73,61 @@ def _problems_of(cell: dict[str, Any]) -> list[str]:
     tree = ast.parse("\n".join(x for x in source.split("\n") if x.lstrip()[:1] not in ("%", "!")))
     if any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)):
         found.append("defines a class")
-    if CHECKED in tags:
-        # nbval fails on outputs without a count, and compares nothing without outputs
-        if not cell["outputs"] or cell["execution_count"] is None:
-            found.append("no output to compare (run python -m tevq.tidy)")
-        if any(output["output_type"] != "stream" for output in cell["outputs"]):
-            found.append("only printed text can be checked")
-    elif cell["outputs"] or cell["execution_count"] is not None:
-        found.append("outputs not stripped")
+    if (CHECKED in tags) != (KEPT in tags):
+        found.append(f"{CHECKED} and {KEPT} go together")
+    if CHECKED in tags and not cell["outputs"]:  # nbval would then compare nothing
+        found.append("no output to compare")
+    if any(output.get("name") != "stdout" for output in cell["outputs"]):
+        found.append("only printed text can be checked")
     return found
 
 
 def _parameter_problems(book: dict[str, Any], name: str) -> list[str]:
-    source = graph.parameters_cell(book)["source"]
+    source = parameters_cell(book)["source"]
     found = [f"parameter without a comment: {line}" for line in source.splitlines()
              if "=" in line and "#" not in line]
     # papermill overlooks a parameter whose line has a second one
     found += [f"= in a comment: {line}" for line in source.splitlines() if line.count("=") > 1]
-    if list(graph.parameters_of(book).items()) != list(graph.NOTEBOOKS[name].items()):
-        found.append(f"parameters are {graph.parameters_of(book)}, not {graph.NOTEBOOKS[name]}")
+    if list(parameters_of(book).items()) != list(NOTEBOOKS[name].items()):
+        found.append(f"parameters are {parameters_of(book)}, not {NOTEBOOKS[name]}")
     return found
 
 
-@pytest.mark.parametrize("name", graph.NOTEBOOKS)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_stored_notebook_is_clean(name):
-    assert problems(graph.read(graph.FOLDER, name), name) == []
+    assert problems(read(FOLDER, name), name) == []
 
 
-def test_no_other_notebooks_are_stored():
-    assert {path.stem for path in graph.FOLDER.glob("*.ipynb")} <= set(graph.NOTEBOOKS)
+def test_stored_notebooks_are_stripped():
+    done = subprocess.run([*STRIP, "--verify", *stored()], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}; run python tests/test_notebooks.py"
 
 
-def code(source: str, *tags: str, outputs: tuple = (), count: int | None = None) -> dict[str, Any]:
+def stored() -> list[str]:
+    return [str(path) for path in sorted(FOLDER.glob("*.ipynb"))]
+
+
+def test_exactly_the_known_notebooks_are_stored():
+    assert [Path(path).stem for path in stored()] == sorted(NOTEBOOKS)
+
+
+def code(source: str, *tags: str, outputs: tuple = ()) -> dict[str, Any]:
     return {"cell_type": "code", "metadata": {"tags": list(tags)} if tags else {},
-            "source": source, "outputs": list(outputs), "execution_count": count}
+            "source": source, "outputs": list(outputs), "execution_count": None}
 
 
 def good() -> dict[str, Any]:
-    values = "\n".join(f"{k} = {v!r}  # why" for k, v in graph.NOTEBOOKS["01_dataset"].items())
+    values = "\n".join(f"{k} = {v!r}  # why" for k, v in NOTEBOOKS["01_dataset"].items())
     text = {"output_type": "stream", "name": "stdout", "text": ["10 classes\n"]}
     cells = [
         {"cell_type": "markdown", "metadata": {}, "source": "# Title"},
-        code(notebook.SETUP), code(values, "parameters"),
+        code(SETUP), code(values, "parameters"),
         code('from tevq import notebook\n\nstudy = notebook.start(globals(), "01_dataset")'),
-        code('print("10 classes")', CHECKED, outputs=(text,), count=4),
+        code('print("10 classes")', CHECKED, KEPT, outputs=(text,)),
     ]
     cells = [{"id": f"01-{i}"} | cell for i, cell in enumerate(cells)]
-    return {"cells": cells, "metadata": {"kernelspec": {}}, "nbformat": 4, "nbformat_minor": 5}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
 def _change(number: int, **values: Any):
@@ -113,59 +143,56 @@ def test_planted_faults_are_found():
         "defines a class": lambda book: book["cells"].append(code("class A:\n    pass")),
         "a path of one machine": _change(0, source="see /home/me/data"),
         "an embedded picture": _change(0, source="![](data:image/png;base64,AA)"),
-        "not notebook.SETUP": _change(1, source="import tevq"),
+        "not SETUP": _change(1, source="import tevq"),
         "without a comment": _change(2, source='preset = "smoke"\noverrides = ""  # a'),
         "= in a comment": _change(2, source='preset = "smoke"  # as in a=b'),
         "parameters are": _change(2, metadata={}),
         "notebook.start is not called": _change(3, source="1"),
-        "outputs not stripped": _change(3, execution_count=3),
-        "no output to compare (run python -m tevq.tidy)": _change(4, execution_count=None),
+        "go together": _change(4, metadata={"tags": [KEPT]}),
+        "no output to compare": _change(4, outputs=[]),
         "only printed text": _change(4, outputs=[picture]),
         "no id": _change(2, id=""),
         "unknown tag": _change(4, metadata={"tags": ["nbval-check"]}),
-        "metadata": lambda book: book["metadata"].update(papermill={}),
+        "metadata ['kernelspec', 'papermill']": lambda book: book["metadata"].update(papermill={}),
+        "metadata slideshow": _change(0, metadata={"slideshow": {}}),
     }.items():
         book = copy.deepcopy(good())
         plant(book)
         assert any(says in problem for problem in problems(book, "01_dataset")), says
 
 
-def test_tidy_strips_and_keeps_what_is_checked(tmp_path: Path):
-    executed = good()
-    executed["cells"][3] |= {"execution_count": 9, "metadata": {"papermill": {}}}
-    stored = copy.deepcopy(executed)
-    stored["cells"][4] |= {"outputs": [], "execution_count": None}
-    stored["metadata"]["papermill"] = {}
-    assert problems(stored, "01_dataset")
-    assert tidy.tidy(stored, executed) == []
-    (tmp_path / "01_dataset.ipynb").write_text(json.dumps(stored))
-    again = graph.read(tmp_path, "01_dataset")
-    assert problems(again, "01_dataset") == []
-    assert again["cells"][4]["outputs"][0]["text"] == ["10 classes\n"]
-    executed["cells"][4]["source"] = "print(11)"
-    assert tidy.tidy(again, executed) == ['print("10 classes")']
+def test_stripping_keeps_what_is_checked(tmp_path: Path):
+    """Planted faults: the tag keep_output left out; --keep-id left out."""
+    book = good()
+    book["cells"][1] |= {"outputs": book["cells"][4]["outputs"]}
+    for number, cell in enumerate(book["cells"][1:]):
+        cell["execution_count"] = number
+    book["metadata"]["language_info"] = {"name": "python", "version": "3.12.1"}
+    path = tmp_path / "01_dataset.ipynb"
+    path.write_text(json.dumps(book), encoding="utf-8")
+    assert subprocess.run([*STRIP, "--verify", path], capture_output=True).returncode == 1
+    subprocess.run([*STRIP, path], check=True)
+    assert read(tmp_path, "01_dataset") == good()
 
 
 def test_tiny_settings_are_allowed_for_every_variant():
     for variant in presets.VARIANTS:
-        presets.load("smoke", variant, selftest.SEED, selftest.TINY)
+        presets.load("smoke", variant, check.SEED, check.TINY)
 
 
 def test_tiny_copies_start_with_the_tiny_settings(tmp_path: Path):
-    stored = tmp_path / "stored"
-    stored.mkdir()
-    for name in graph.NOTEBOOKS:
-        book = good()
-        book["cells"][2]["source"] = "\n".join(
-            f"{key} = {value!r}  # why" for key, value in graph.NOTEBOOKS[name].items())
-        (stored / f"{name}.ipynb").write_text(json.dumps(book))
-    selftest.write_copies(stored, tmp_path / "copies", tmp_path / "results")
-    for name in graph.NOTEBOOKS:
-        values = graph.parameters_of(graph.read(tmp_path / "copies", name))
-        assert values.keys() == graph.NOTEBOOKS[name].keys()
-        grid = notebook.start(values, name)
-        assert grid.settings.stage1.steps == selftest.TINY["stage1.steps"]
+    copies = check.write_copies(FOLDER, tmp_path / "copies", tmp_path / "results")
+    assert [path.stem for path in copies] == sorted(NOTEBOOKS)
+    for path in copies:
+        book = read(path.parent, path.stem)
+        values = parameters_of(book)
+        assert values.keys() == NOTEBOOKS[path.stem].keys()
+        grid = notebook.start(values, path.stem)
+        assert grid.settings.stage1.steps == check.TINY["stage1.steps"]
         assert grid.folder == tmp_path / "results/smoke"
+        assert "variants" not in values or grid.variants == ("sc", "te") and grid.seeds == (0,)
+        checked = [cell for cell in book["cells"] if CHECKED in cell["metadata"].get("tags", [])]
+        assert checked and all(cell["outputs"] and cell["execution_count"] for cell in checked)
 
 
 def test_formulas_become_mathml_and_code_does_not():
@@ -179,14 +206,15 @@ def test_formulas_become_mathml_and_code_does_not():
 
 
 def test_source_on_display(capsys):
-    notebook.source(selftest.parameters)
+    notebook.source(presets.load)
     assert "Markdown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"varient": "te"}, "unknown parameter of 03_stage1 'varient'; .* did you mean 'variant'"),
+        ({"_ih": ["", "# Parameters\nvarient = 'te'\n"]},
+         "unknown parameter of 03_stage1 'varient'; .* did you mean 'variant'"),
         ({"variant": "tt"}, "unknown variant 'tt'"),
         ({"variant": 3}, "variant 3 is not a name"),
         ({"seed": "0"}, "seed '0' is not allowed"),
@@ -199,14 +227,16 @@ def test_source_on_display(capsys):
 @pytest.mark.promise("input")
 def test_bad_parameters_of_a_notebook(changes, says):
     with pytest.raises(SettingsError, match=says):
-        notebook.start(graph.NOTEBOOKS["03_stage1"] | changes, "03_stage1")
+        notebook.start(NOTEBOOKS["03_stage1"] | changes, "03_stage1")
 
 
-def test_names_of_ipython_and_later_calls_are_no_parameters():
-    space = {"In": [], "Out": {}, "_": 3, "Path": Path, **graph.NOTEBOOKS["05_evaluation"]}
+def test_other_names_and_later_calls():
+    """Planted fault: every plain value is taken for a parameter."""
+    others = {"_ih": ["", "# Parameters\nvariants = 'sc'\n", "x = 3"], "x": 3, "_": 3, "Path": Path}
+    space = others | NOTEBOOKS["05_evaluation"]
     first = notebook.start(space, "05_evaluation")
     assert first.variants == presets.DEFAULTS["smoke"][0] and first.seeds == (0,)
-    space |= {"variants": "te,sc", "seeds": [2, 1], "counter": 3}  # reader goes on in the kernel
+    space |= {"variants": "te,sc", "seeds": [2, 1]}  # the reader goes on in the kernel
     second = notebook.start(space, "05_evaluation")
     assert second.variants == ("te", "sc") and second.seeds == (2, 1)
     assert second.settings.variant == "te" and second.settings.seed == 2
@@ -215,7 +245,26 @@ def test_names_of_ipython_and_later_calls_are_no_parameters():
         notebook.start(space, "05_evaluation")
 
 
+def test_only_what_papermill_injects_is_checked(tmp_path, monkeypatch):
+    """Planted faults: names of a startup file are checked, too; nothing is checked."""
+    startup = tmp_path / "profile_default/startup/mine.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("debug = True\n", encoding="utf-8")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    book = good()
+    book["cells"][3]["source"] = 'assert debug\n' + book["cells"][3]["source"]
+    (tmp_path / "book.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    with pytest.raises(PapermillExecutionError, match="parameter of 01_dataset 'presett'"):
+        papermill.execute_notebook(tmp_path / "book.ipynb", None, {"presett": "laptop"},
+                                   cwd=str(FOLDER), progress_bar=False)
+
+
 def test_fraction_and_overrides_reach_the_settings():
-    values = graph.NOTEBOOKS["04_stage2"] | {"fraction": 0.5, "overrides": {"stage2.steps": 9}}
+    values = NOTEBOOKS["04_stage2"] | {"fraction": 0.5, "overrides": {"stage2.steps": 9}}
     found = notebook.start(values, "04_stage2").settings
     assert found.stage2.fraction == 0.5 and found.stage2.steps == 9
+
+
+if __name__ == "__main__":
+    sys.exit(subprocess.call([*STRIP, *stored()]))

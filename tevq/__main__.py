@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -85,14 +86,10 @@ def main(arguments: list[str] | None = None, folder: Path = graph.FOLDER) -> int
     for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
         signal.signal(kind, _interrupt)
     try:
-        if options.test:
-            from tevq import selftest
-
-            return selftest.main()
-        if options.torture:
-            from tevq import torture
-
-            return torture.main()
+        if options.test or options.torture:
+            script = graph.ROOT / "tests" / ("check.py" if options.test else "torture/run.py")
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
         return _run(options, folder)
     except SettingsError as error:
         print(f"tevq: {error}", file=sys.stderr)

@@ -1,15 +1,16 @@
 """What the notebooks share: checked parameters, source on display, saved figures.
 
-A notebook begins with the set-up cell (`SETUP`), its parameters cell, and
+A notebook begins with a cell that makes `tevq` importable, its parameters cell, and
 
-    study = notebook.start(globals(), "03_stage1")
-    settings = study.settings
+    grid = notebook.start(globals(), "03_stage1")
+    settings = grid.settings
 """
 
 from __future__ import annotations
 
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,47 +24,33 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-# The first code cell of every notebook. It leaves no names of plain values behind, because `start`
-# takes those for parameters.
-SETUP = '''\
-# Finds tevq when it is not installed: the notebook lies in the repository's folder `notebooks`.
-import sys
-sys.path.append("..")
-'''
-
-_LITERALS = (str, int, float, list, tuple, dict, type(None))  # bool is an int
-_OF_IPYTHON = ("In", "Out")
-_MARK = "_tevq_started"  # set in a namespace whose names have been checked
+INJECTED = "# Parameters\n"  # first line of the cell that papermill inserts
 
 
 def start(namespace: dict[str, Any], name: str) -> Grid:
-    """The study that a notebook's parameters describe.
+    """The grid that a notebook's parameters describe.
 
     namespace: `globals()` of the notebook; name: its file name without `.ipynb`.
 
-    On the first call in a kernel every plain value in the namespace must be a parameter of the
-    notebook: papermill injects a misspelt name without complaint. Raises SettingsError for that and
-    for any bad value.
+    papermill injects a misspelt name without complaint, so every name that it injected must be a
+    parameter of the notebook. Other names in the namespace may come from anywhere, for example from
+    a startup file of IPython. Raises SettingsError for an unknown name and for any bad value.
     """
     if name not in NOTEBOOKS:
         raise unknown("notebook", name, NOTEBOOKS)
     allowed = NOTEBOOKS[name]
-    if not namespace.get(_MARK):
-        for found, value in namespace.items():
-            own = not found.startswith("_") and found not in _OF_IPYTHON
-            if own and isinstance(value, _LITERALS) and found not in allowed:
-                raise unknown(f"parameter of {name}", found, allowed)
+    for cell in namespace.get("_ih", ()):  # IPython's list of the cells that were run
+        if cell.startswith(INJECTED):
+            for found in re.findall(r"^(\w+) = ", cell, re.MULTILINE):
+                if found not in allowed:
+                    raise unknown(f"parameter of {name}", found, allowed)
     if missing := [parameter for parameter in allowed if parameter not in namespace]:
         raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
-    values = {parameter: namespace[parameter] for parameter in allowed}
-    grid = _grid(values)
-    namespace[_MARK] = True
-    return grid
+    return _grid({parameter: namespace[parameter] for parameter in allowed})
 
 
 def _grid(values: dict[str, Any]) -> Grid:
-    """Parameters -> Study. Notebooks about one cell name its variant and seed in the singular."""
-    values = dict(values)
+    """Parameters -> Grid. A notebook about one training has `variant` and `seed`."""
     if "variant" in values:
         variant, seed = values.pop("variant"), values.pop("seed")
         if not isinstance(variant, str) or not variant:

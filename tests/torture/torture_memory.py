@@ -14,7 +14,7 @@ import os, sys
 sys.path.insert(0, sys.argv[3])
 import psutil, torch
 from small import FEATURES, tiny
-from tevq import loop, stage1, stage2
+from tevq.train import loop, stage1, stage2
 torch.set_num_threads(1)
 stage1.KMEANS_VECTORS = FEATURES
 stage, results = sys.argv[1], sys.argv[2]

@@ -1,4 +1,4 @@
-"""The whole study: without a network, twice at once, and with a run killed under the other."""
+"""All notebooks: without a network, twice at once, and with a run killed beside another."""
 
 from __future__ import annotations
 
@@ -10,21 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import check
 import pandas as pd
 import pytest
-
-from tevq import execute, graph, pipeline, selftest
-from tevq.grid import choose
-
-SETTINGS = [word for name, value in selftest.TINY.items() for word in ("--set", f"{name}={value}")]
-
-
-def command(results: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "tevq", "--variants", "sc,te", "--results", str(results), *words]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return execute.environment(0) | {"OMP_NUM_THREADS": "1"} | more
 
 
 def tables(results: Path) -> dict[str, pd.DataFrame]:
@@ -49,28 +37,29 @@ def test_the_study_needs_no_network(tmp_path, record_property):
         pytest.skip("this system does not let us take the network away (unshare -n)")
     began = time.monotonic()
     for folder, prefix in (("offline", alone), ("online", [])):
-        done = subprocess.run([*prefix, *command(tmp_path / folder)], cwd=graph.ROOT,
-                              env=environment(TEVQ_CACHE=str(tmp_path / folder / "cache")),
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [*prefix, sys.executable, "-m", "tevq", "--variants", "sc,te", "--results",
+             str(tmp_path / folder)], cwd=check.ROOT, capture_output=True, text=True,
+            env=check.environment(TEVQ_CACHE=str(tmp_path / folder / "cache")))
         assert done.returncode == 0, done.stdout[-3000:]
     cells = assert_same_tables(tmp_path / "offline", tmp_path / "online")
     record_property("measured", f"preset smoke, {cells:,} cells of tables equal with and without "
-                    f"network, {pipeline.duration(time.monotonic() - began)} for both")
+                    f"network, {time.monotonic() - began:.0f} s for both")
 
 
 def started_trainings(results: Path) -> int:
     """How often a training began, from the logs of the run folders: none may begin twice."""
     count = 0
     for path in (results / "smoke/runs").glob("stage?/*/metrics.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps = [row["step"] for row in rows if "probe" not in row]
         assert steps == sorted(set(steps)), f"{path}: two trainings wrote it"
         count += 1
     return count
 
 
-def trainings(logs: list[str]) -> list[str]:
-    """Labels that the runs executed themselves."""
+def executed(logs: list[str]) -> list[str]:
+    """Labels of the notebooks that the runs executed themselves."""
     return [line.split()[1] for log in logs for line in log.splitlines()
             if line.startswith("[") and " done after " in line and "by another" not in line]
 
@@ -80,10 +69,10 @@ def trainings(logs: list[str]) -> list[str]:
 def test_two_runs_on_one_folder(tmp_path, kill, record_property):
     """Planted fault: no lock on a notebook; both then execute it. With `kill`, the first run and
     all its children die in the middle of Stage 1, and the second one takes over."""
-    results, words = tmp_path / "both", [*SETTINGS, "--tables", "1"]
-    runs = [subprocess.Popen(command(results, *words), cwd=graph.ROOT, text=True,
-                             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            for _ in range(2)]
+    results = tmp_path / "both"
+    words = [sys.executable, *check.command(results, "--tables", "1")]
+    runs = [subprocess.Popen(words, cwd=check.ROOT, text=True, env=check.environment(),
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     if kill:
         state = results / "smoke/runs/stage1"
         while not list(state.glob("*/metrics.jsonl")) and runs[0].poll() is None:
@@ -92,10 +81,11 @@ def test_two_runs_on_one_folder(tmp_path, kill, record_property):
     logs = [run.communicate()[0] for run in runs]
     codes = [run.returncode for run in runs]
     assert codes == [-signal.SIGKILL if kill else 0, 0], logs
-    grid = choose("smoke", "sc,te", "0", "1", selftest.TINY, str(results))
-    assert not pipeline.plan(grid).to_run
-    done = trainings(logs)
-    assert len(done) == len(set(done)), done
+    before = check.written(results / "smoke/notebooks")
+    subprocess.run(words, cwd=check.ROOT, env=check.environment(), check=True)
+    assert before and check.written(results / "smoke/notebooks") == before
+    done = executed(logs)
+    assert done and len(done) == len(set(done)), done
     count = started_trainings(results)
     assert count == 4
     assert not list(results.rglob("*.owner")), "a lock was left behind"
@@ -103,6 +93,6 @@ def test_two_runs_on_one_folder(tmp_path, kill, record_property):
                     "none twice")
     if not kill:
         alone = tmp_path / "alone"
-        subprocess.run(command(alone, *words), cwd=graph.ROOT, env=environment(), check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *check.command(alone, "--tables", "1")], cwd=check.ROOT,
+                       env=check.environment(), check=True, stdout=subprocess.DEVNULL)
         assert_same_tables(results, alone)

@@ -9,7 +9,6 @@ import json
 
 import pandas as pd
 
-from tevq import torture
 from tevq.bench import cost
 from tevq.bench import timing as bench
 from tevq.config import SettingsError
@@ -22,6 +21,7 @@ from tevq.runs.storage import write_atomically
 PRESET = "laptop"
 NAMES = ("table1", "table2", "table3", "equivariance", "stride")
 README = devices.ROOT / "README.md"
+RELIABILITY = devices.ROOT / "results" / "reliability.csv"
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
 PICTURES = {
@@ -126,7 +126,7 @@ def markdown(view: pd.DataFrame) -> str:
 
 def promises() -> str:
     """Markdown of what the last `./run_all.sh --torture` found."""
-    table = pd.read_csv(torture.RESULT, keep_default_na=False)
+    table = pd.read_csv(RELIABILITY, keep_default_na=False)
     lines = ["| Promise | Tests passed | Measured |", "| --- | --- | --- |"]
     for row in table.itertuples():
         total = row.passed + row.failed + row.skipped

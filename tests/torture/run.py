@@ -1,4 +1,4 @@
-"""`./run_all.sh --torture`: every promise of the README, tested the hard way.
+"""`./run_all.sh --torture`: every promise about reliability, tested the hard way.
 
 Runs the tests marked with a promise, those in `tests/torture/` included, and writes what came out
 to `results/reliability.csv`.
@@ -7,17 +7,17 @@ to `results/reliability.csv`.
 from __future__ import annotations
 
 import csv
-import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tevq import execute, graph, pipeline
-from tevq.runs.storage import write_atomically
-
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "results" / "reliability.csv"
+TARGET = "TEVQ_RELIABILITY"  # environment variable: where the tests write the outcome
 # What `@pytest.mark.promise(...)` may name, in the order of the table
 PROMISES = {
     "resume": "Resume is exact",
@@ -33,8 +33,6 @@ PROMISES = {
     "memory": "It stays in memory",
     "offline": "It works offline",
 }
-TARGET = "TEVQ_RELIABILITY"  # environment variable: where the tests leave the outcome
-RESULT = graph.ROOT / "results" / "reliability.csv"
 
 
 @dataclass
@@ -55,14 +53,17 @@ class Outcome:
 
 
 def main() -> int:
-    """Returns 0 when every test passed, else 1."""
+    """Exit code: 0 when every test passed, else 1; 130 interrupted."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: sys.exit(130))
     began = time.monotonic()
-    code = subprocess.run(
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    more = {"PYTHONPATH": os.pathsep.join(paths), TARGET: str(RESULT)}
+    code = subprocess.call(
         [sys.executable, "-m", "pytest", "-q", "-m", "promise", "-p", "no:cacheprovider",
-         "-o", "python_files=test_*.py torture_*.py", "tests"],
-        cwd=graph.ROOT, env=execute.environment(0) | {TARGET: str(RESULT)}).returncode
+         "-o", "python_files=test_*.py torture_*.py", "tests"], cwd=ROOT, env=os.environ | more)
     print(f"== torture {'passed' if code == 0 else 'FAILED'} in "
-          f"{pipeline.duration(time.monotonic() - began)}; outcome in {pipeline.shorten(RESULT)}")
+          f"{(time.monotonic() - began) / 60:.0f} min; outcome in results/{RESULT.name}")
     return int(code != 0)
 
 
@@ -80,8 +81,11 @@ def write(outcomes: dict[str, Outcome], path: Path) -> None:
         lines.append({"promise": text, "passed": found.passed, "failed": found.failed,
                       "skipped": found.skipped, "seconds": round(found.seconds),
                       "measured": "; ".join(found.measured)} | where)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_atomically(path, text.getvalue().encode())
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
