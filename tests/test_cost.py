@@ -41,9 +41,8 @@ def test_the_official_quantizer_has_the_published_cost():
 
 
 def test_samples_and_hours():
-    found = cost.costs(("smoke",))
-    smoke = presets.load("smoke", "te", 0)
-    assert [c.stage for c in found] == ["stage1", "stage2"]
-    assert found[1].samples == smoke.stage2.steps * smoke.stage2.batch
-    assert found[0].gpu_hours == pytest.approx(
-        found[0].samples * found[0].per_sample / (0.4 * 989e12) / 3600)
+    found, smoke = cost.table(("smoke",)), presets.load("smoke", "te", 0)
+    assert list(found.stage) == ["stage1", "stage2"]
+    assert found.samples[1] == smoke.stage2.steps * smoke.stage2.batch
+    assert found.h200_hours[0] == pytest.approx(
+        found.samples[0] * found.gflop_per_sample[0] * 1e9 / (0.4 * 989e12) / 3600)

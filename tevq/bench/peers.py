@@ -1,7 +1,7 @@
 """The peers, built from their own packages at our sizes (`pip install -e .[bench]`).
 
 taming-transformers (Esser et al. 2021), vector-quantize-pytorch and dalle-pytorch (P. Wang), and
-transformers (Hugging Face). Each builder raises PeerError with the reason when its peer cannot run.
+transformers (Hugging Face). A builder raises PeerError, with the reason, when its peer cannot run.
 """
 
 from __future__ import annotations
@@ -38,18 +38,14 @@ def imported(name: str, package: str) -> types.ModuleType:
 
 def without(*names: str) -> None:
     """Puts empty stand-ins in the place of modules that a peer imports and we do not use."""
-    for name in names:
-        if name not in sys.modules:
-            module = types.ModuleType(name)
-            module.__getattr__ = _anything
-            sys.modules[name] = module
+    def anything(attribute: str) -> type:
+        if attribute.startswith("__"):  # modules are inspected by such names
+            raise AttributeError(attribute)
+        return type(attribute, (), {})
 
-
-def _anything(attribute: str) -> type:
-    """An empty class; nothing for the names by which modules are inspected."""
-    if attribute.startswith("__"):
-        raise AttributeError(attribute)
-    return type(attribute, (), {})
+    for name in set(names) - set(sys.modules):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__getattr__ = anything
 
 
 class Taming(nn.Module):
@@ -98,8 +94,7 @@ def taming_losses(s: Stage1Config, perceptual: Perceptual) -> nn.Module:
 
 def vector_quantize(K: int, D: int, beta: float, weight: float) -> nn.Module:
     """vector-quantize-pytorch with a gradient-trained codebook and its orthogonality option."""
-    found = imported("vector_quantize_pytorch", "vector-quantize-pytorch")
-    return found.VectorQuantize(
+    return imported("vector_quantize_pytorch", "vector-quantize-pytorch").VectorQuantize(
         dim=D, codebook_size=K, accept_image_fmap=True, commitment_weight=beta, ema_update=False,
         learnable_codebook=True, orthogonal_reg_weight=weight,
         orthogonal_reg_active_codes_only=False)
@@ -109,8 +104,8 @@ def dalle(V: int, K: int, text_length: int, dim: int, depth: int, heads: int,
           head_dim: int) -> nn.Module:
     """dalle-pytorch's DALLE over a 16 x 16 grid of codes.
 
-    youtokentome (a tokenizer; does not build here) and taming's VQModel are imported by the package
-    and not used.
+    The package imports youtokentome (a tokenizer that no longer builds) and taming's VQModel, and
+    does not use them here.
     """
     without("youtokentome", "taming.models.vqgan", "webdataset")
     found = imported("dalle_pytorch", "dalle-pytorch")
@@ -134,10 +129,10 @@ def size(model: nn.Module, without_prefix: str = "\0") -> int:
                if p.requires_grad and not name.startswith(without_prefix))
 
 
-def build(builder: Callable[[], nn.Module]) -> nn.Module | str:
+def build(builder: Callable[..., nn.Module], *arguments, **options) -> nn.Module | str:
     """What the builder returns, or why it cannot."""
     try:
         with contextlib.redirect_stdout(None):  # some of them print
-            return builder()
+            return builder(*arguments, **options)
     except PeerError as error:
         return str(error)
