@@ -68,19 +68,19 @@ def command(results: Path, *words: str, variants: str = VARIANTS) -> list[str]:
 
 def study(work: Path) -> bool:
     """Runs all notebooks, then the same command again, which must not run any."""
-    copies = work / "results/smoke/notebooks"
     if not python(*command(work / "results")):
         return False
-    before = written(copies)
+    before = written(work / "results")
     passed = python(*command(work / "results"))
-    if again := [name for name, when in written(copies).items() if when != before.get(name)]:
+    after = written(work / "results")
+    if again := [name for name in after if after[name] != before.get(name)]:
         print(f"the same command ran notebooks again: {', '.join(again)}")
     return passed and bool(before) and not again
 
 
-def written(folder: Path) -> dict[str, int]:
-    """File name -> time of its last change."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+def written(results: Path) -> dict[str, int]:
+    """Executed notebook -> time of its last change."""
+    return {path.name: path.stat().st_mtime_ns for path in results.glob("*/notebooks/*.ipynb")}
 
 
 def nbval(work: Path) -> bool:

@@ -28,7 +28,7 @@ case "$*" in
   "-m pip install"*) sleep "${{SLOW:-0}}"; echo "$PWD: user=$PIP_USER $*" >>"$RECORD" ;;
   *fcntl*) exec '{sys.executable}' "$@" ;;
   *ensurepip*) exit "${{OLD:-0}}" ;;
-  *) shift 2; echo "$PWD: tevq $*" >>"$RECORD" ;;
+  *) shift 2; echo "$PWD: tevq safe=$PYTHONSAFEPATH $*" >>"$RECORD" ;;
 esac
 """
 
@@ -67,7 +67,7 @@ def call(clone: Path, *words: str, **more: str) -> list[str]:
 def told(clone: Path) -> tuple[str, str]:
     """What an installation and a start write down."""
     return (f"{clone}: user=0 -m pip install --quiet --requirement requirements.txt",
-            f"{clone.parent}: tevq")
+            f"{clone.parent}: tevq safe=1")
 
 
 def test_installs_once_and_again_when_requirements_change(clone):
@@ -112,7 +112,7 @@ def test_without_a_fitting_python_it_says_so_in_one_line(clone):
 def test_another_python_can_be_named(clone):
     python = str(clone.parent / "bin/python3")
     words = ["--set", "a=1 2"]
-    assert call(clone, *words, TEVQ_PYTHON=python) == [f"{clone.parent}: tevq --set a=1 2"]
+    assert call(clone, *words, TEVQ_PYTHON=python) == [f"{told(clone)[1]} --set a=1 2"]
     assert not (clone / ".venv").exists()
 
 
