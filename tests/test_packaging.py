@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 
 import pytest
 from check import ROOT
+from torture import run as torture
 
 import tevq
 
@@ -218,6 +220,14 @@ def test_the_wheel_has_every_module(tmp_path):
         packed = {name for name in wheel.namelist() if name.endswith(".py")}
     assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "tevq").rglob("*.py")}
     assert "tevq/train/stage1.py" in packed
+
+
+def test_the_table_of_promises_keeps_its_shape(tmp_path):
+    torture.write({"resume": torture.Outcome(passed=2)}, tmp_path / "table.csv")
+    found, committed = (list(csv.reader(path.open(encoding="utf-8"))) for path in (
+        tmp_path / "table.csv", torture.RESULT))
+    assert found[0] == committed[0] and found[1][1] == "2"
+    assert [row[0] for row in found] == [row[0] for row in committed]
 
 
 def test_tests_stay_small():
