@@ -209,6 +209,15 @@ def test_what_is_required_is_used():
     assert requirements().keys() - used == set()
 
 
+def test_text_files_name_their_encoding():
+    """Without it, Windows reads and writes another one than Linux."""
+    places = [ast.unparse(node) for source in sources("tevq")
+              for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+              and getattr(node.func, "attr", "") in ("read_text", "write_text")]
+    assert len(places) > 3
+    assert [place for place in places if "encoding=" not in place] == []
+
+
 def test_the_wheel_has_every_module(tmp_path):
     """Planted fault: only the uppermost folder is packed."""
     for name in ("pyproject.toml", "README.md"):
