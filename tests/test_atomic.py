@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     """Planted fault: writing straight to the final name; half a file is then the newest."""
     run = open_run(presets.load("smoke", "te", 0), "stage1", tmp_path)
     run.save(1, {"x": torch.ones(1000)})
-    with pytest.raises(StorageError, match=r"step-0+2\..*File too large; make room"):
+    with pytest.raises(StorageError, match=r"step-0+2\..*File too large; raise the limit"):
         with largest_file(2048):
             run.save(2, {"x": torch.zeros(1000)})
     step, state = run.latest()

@@ -8,7 +8,7 @@ import torch
 from tevq import presets
 from tevq.config import SettingsError
 from tevq.runs import run as runs
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
+from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import open_run
 from tevq.train.loop import Batches, Loop
 

@@ -17,7 +17,7 @@ from tevq.evaluate.equivariance import Probe
 from tevq.models import transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
-from tevq.runs.checkpoint import load_tree
+from tevq.runs.storage import load_tree
 from tevq.runs.run import open_run
 from tevq.train import classifier, loop, stage1, stage2
 

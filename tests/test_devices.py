@@ -11,7 +11,7 @@ from tevq.runs import devices
 
 PROGRAM = """
 import resource, torch
-from tevq import machine
+from tevq.runs import devices
 {first}
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):  # the heap grows to what is needed
@@ -34,4 +34,4 @@ def faults(first: str) -> int:
 def test_freed_memory_is_kept_for_the_next_step():
     """Planted fault: `detect` does not ask for it."""
     assert faults("") > 10 * 1_000  # a fault a page, or a huge page at a time
-    assert faults("machine.detect()") < 1_000
+    assert faults("devices.detect()") < 1_000
