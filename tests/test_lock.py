@@ -122,7 +122,7 @@ def test_two_that_start_at_once_without_shared_locks_do_not_both_hold(path, monk
 def test_two_that_take_over_at_once_do_not_both_hold(path, monkeypatch):
     """Planted fault: the note not read again after it was replaced."""
     monkeypatch.setattr(lock, "_free", lambda lock: True)
-    monkeypatch.setattr(lock, "STALE", 0.1)
+    monkeypatch.setattr(lock, "STALE", 1.5)  # far above SETTLE, or they take over for ever
     monkeypatch.setattr(lock, "SETTLE", 0.3)
     path.parent.mkdir()
     path.with_suffix(".owner").write_text("{}", encoding="utf-8")

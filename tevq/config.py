@@ -245,7 +245,8 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
 
 def _cast(kind: type, value: Any) -> Any:
     if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
+        words = {"true": True, "false": False}
+        return value if isinstance(value, bool) else words[str(value).lower()]
     if isinstance(value, bool):
         raise TypeError
     if kind is int:

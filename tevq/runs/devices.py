@@ -106,7 +106,7 @@ def cores(root: Path = Path("/")) -> int:
     found = [float(os.cpu_count() or 1)]
     if hasattr(os, "sched_getaffinity"):
         found.append(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)  # "0::/path" (version 2), "4:cpu,cpuacct:/path" (1)
             if not kinds or "cpu" in kinds.split(","):
