@@ -125,7 +125,8 @@ def test_a_run_knows_its_source_images(tmp_path):
     run.start(where)
     assert run.record["source_sha256"] == "aa" * 32
     run.check_source("aa" * 32)
-    for refused in (lambda: run.check_source("bb" * 32), lambda: run.start(where, source="bb" * 32)):
+    other = "bb" * 32
+    for refused in (lambda: run.check_source(other), lambda: run.start(where, source=other)):
         with pytest.raises(SettingsError, match="other source images .SHA-256 aaaaaaaa") as error:
             refused()
         assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ from tevq import config as settings
 from tevq import presets
 from tevq.config import ROOT, Settings, SettingsError, option
 from tevq.grid import choose
+from tevq.models.sampling import check_options
 from tevq.runs.run import open_run, run_config
 
 COMMITTED = sorted(ROOT.glob("results/*/runs/*/*/config.json"))
@@ -134,6 +135,17 @@ def test_a_grid_refuses_values_of_another_kind(arguments):
     with pytest.raises(SettingsError) as error:
         choose(**arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("temperature, top_k", [
+    (True, None), (float("nan"), None), (float("inf"), None), (0, 3), (1.0, True), (1.0, 2.0),
+    (1.0, 0)])
+def test_sampling_refuses_options_that_are_no_numbers(temperature, top_k):
+    """Planted fault: True taken for 1."""
+    check_options(0.5, 3)
+    with pytest.raises(SettingsError):
+        check_options(temperature, top_k)
 
 
 @pytest.mark.promise("input")

@@ -46,6 +46,7 @@ def option(default: Any, low: float | None = None, high: float | None = None, ch
            neutral: Any = MISSING) -> Any:
     """A dataclass field with its allowed range (inclusive; of every number in a tuple) or choices.
 
+    A choice that ends with a colon allows every text that begins with it.
     neutral: the value with which a run is what it was before this setting existed. A setting at its
     neutral value is left out of digests and records, so a new setting leaves finished runs valid.
     """
@@ -232,7 +233,8 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
                             f"{wanted.get(kind.__name__, kind.__name__)}") from None
     told = next(f for f in fields(group) if f.name == name).metadata
     low, high, choices = told.get("low"), told.get("high"), told.get("choices")
-    if choices and value not in choices:
+    if choices and value not in choices and not any(
+            str(choice).endswith(":") and value.startswith(choice) for choice in choices):
         raise SettingsError(f"{label} = {value!r} is not one of {', '.join(map(str, choices))}")
     high = MOST if high is None and kind in (int, tuple) else high
     for number in value if kind is tuple else (value,):

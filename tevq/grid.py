@@ -10,16 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tevq import presets
-from tevq.config import (
-    Settings,
-    SettingsError,
-    Stage2Config,
-    check,
-    parse_overrides,
-    results_root,
-    unknown,
-)
+from tevq import config, presets
+from tevq.config import Settings, SettingsError, Stage2Config, unknown
 
 TABLES = (1, 2, 3, 4)  # of the paper; 4 is ours: does the order depend on the stride?
 COMPARED = ("sc", "te")  # the variants of Tables 2 to 4
@@ -82,7 +74,7 @@ class Grid:
     @property
     def folder(self) -> Path:
         """`results/<preset>`; may not exist yet."""
-        return results_root(self.results or None) / self.preset
+        return config.results_root(self.results or None) / self.preset
 
     @property
     def figures(self) -> Path:
@@ -102,22 +94,17 @@ def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: A
 
     Raises SettingsError for any unknown name or bad value.
     """
-    if not isinstance(preset, str) or preset not in presets.PRESETS:
-        raise unknown("preset", preset, presets.PRESETS)
+    presets.load(preset)  # refuses an unknown one
     own_variants, own_seeds, own_tables = presets.DEFAULTS[preset]
-    found = _words(variants) or own_variants
-    for variant in found:
-        if variant not in presets.VARIANTS:
-            raise unknown("variant", variant, presets.VARIANTS)
     grid = Grid(
         preset,
-        found,
+        _words(variants) or own_variants,
         _numbers("seed", seeds) or own_seeds,
         _numbers("table", tables) or own_tables,
-        parse_overrides(overrides),
+        config.parse_overrides(overrides),
         str(results),
         source,
-        check(Stage2Config, "fraction", fraction),
+        config.check(Stage2Config, "fraction", fraction),
     )
     for table in grid.tables:
         if table not in TABLES:
@@ -142,4 +129,4 @@ def _numbers(kind: str, value: Any) -> tuple[int, ...]:
     for word in words:
         if not (word.isascii() and word.isdigit() and len(word) < 20):
             raise SettingsError(f"{kind} {word!r} is not a whole number from 0; write e.g. 0,1,2")
-    return tuple(dict.fromkeys(int(word) for word in words))
+    return tuple(dict.fromkeys(map(int, words)))
