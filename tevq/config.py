@@ -285,15 +285,18 @@ def _check_combinations(settings: Settings) -> None:
         )
 
 
-def expand(path: str | Path) -> Path:
-    """The absolute path, `~` replaced. Raises SettingsError when that is impossible."""
+def expand(path: str | Path, name: str = "folder") -> Path:
+    """The absolute path, `~` replaced; `name` is for the message.
+
+    Raises SettingsError when that is impossible: no such user, nobody says where home is.
+    """
     try:
         return Path(path).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # no home folder; links in a circle; "\0"
-        raise SettingsError(f"folder {str(path)!r} cannot be used: {error}; write a path without ~"
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"{name} {str(path)!r} cannot be used: {error}; write the whole path"
                             ) from None
 
 
 def results_root(folder: str | Path | None = None) -> Path:
     """`folder`, else $TEVQ_RESULTS, else `results/` of the repository."""
-    return expand(folder or os.environ.get("TEVQ_RESULTS") or ROOT / "results")
+    return expand(folder or os.environ.get("TEVQ_RESULTS") or ROOT / "results", "results folder")
