@@ -145,9 +145,9 @@ def test_stage1_learns_a_fixed_batch(tmp_path):
     s = tiny(**{"stage1.disc_start": 1000, "stage1.channels": 8})
     trainer = begun(s, tmp_path)
     x = trainer.images(0)
-    first = float(trainer.generator_step(x)[0]["l1"].detach())
+    first = float(trainer.learner.generator_step(x)[0]["l1"].detach())
     for _ in range(25):
-        numbers, *_ = trainer.generator_step(x)
+        numbers, *_ = trainer.learner.generator_step(x)
     assert float(numbers["l1"].detach()) < 0.8 * first
 
 
@@ -157,10 +157,10 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
     for variant in ("sc", "te"):
         s = tiny(variant, **{"stage1.disc_start": 1000})
         trainer = begun(s, tmp_path)
-        penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
+        penalty = [float(stage1.orthogonality(trainer.model.quantizer.table().detach()))]
         for step in range(25):
-            trainer.generator_step(trainer.images(step % 3))
-        penalty.append(float(stage1.orthogonality(trainer.model.quantizer.codebook.detach())))
+            trainer.learner.generator_step(trainer.images(step % 3))
+        penalty.append(float(stage1.orthogonality(trainer.model.quantizer.table().detach())))
         found[variant] = penalty
     assert found["sc"][0] == found["te"][0]
     assert found["te"][1] < 0.9 * found["te"][0]

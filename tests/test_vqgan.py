@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from tevq import presets
 from tevq.config import SettingsError, Stage1Config
-from tevq.models.downsample import DOWNSAMPLERS, Blur, MaxBlurpool
-from tevq.models.norm import GroupNorm
-from tevq.models.vqgan import VQGAN, level_channels
+from tevq.models.cpu_kernels import GroupNorm
+from tevq.models.vqgan import DOWNSAMPLERS, VQGAN, Blur, MaxBlurpool, level_channels
 
 SMALL = Stage1Config(channels=8, codes=16, code_dim=12)
 
@@ -120,8 +119,9 @@ def test_official_sizes_have_the_official_parameter_counts():
 
 
 def test_the_last_multiplier_repeats_for_larger_strides():
-    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2, 4), stride=4)) == [16, 32, 64]
-    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
+    for multipliers, stride, widths in (((1, 2, 4), 4, [16, 32, 64]), ((1, 2), 8, [16, 32, 32, 32])):
+        s = Stage1Config(channels=16, multipliers=multipliers, stride=stride)
+        assert level_channels(s) == widths
 
 
 @pytest.mark.promise("input")
