@@ -14,7 +14,8 @@ from tevq.data.source import load_source
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator, examples
 from tevq.evaluate.equivariance import Probe
-from tevq.models import transformer, vqgan
+from tevq.models import classifier as classifier_network
+from tevq.models import losses, transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
 from tevq.runs.checkpoint import load_tree
@@ -94,6 +95,29 @@ def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
     again, whole = stage2.train(s, tmp_path), open_run(s, "stage2", trained)
     assert same_tree(again.weights(), whole.weights())
     assert again.metrics() == whole.metrics()
+
+
+@pytest.mark.parametrize("value", ["", "4"])
+def test_left_over_variables_of_a_launcher_are_ignored(trained, tmp_path, monkeypatch, value):
+    """Planted fault: int(os.environ["WORLD_SIZE"]), which an empty value breaks."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, value)
+    s = tiny()
+    for train in (stage1.train, stage2.train):
+        run = train(s, tmp_path)
+        whole = open_run(s, run.folder.parent.name, trained)
+        assert same_tree(run.weights(), whole.weights()) and run.metrics() == whole.metrics()
+
+
+def test_the_classifier_is_there_whatever_the_perceptual_loss(tmp_path, monkeypatch):
+    """Planted fault: trained only if the loss needs it; the evaluation would find none."""
+    monkeypatch.setattr(losses, "lpips_vgg", lambda device: lambda x, y: (x - y).abs().mean())
+    s = tiny(**{"stage1.perceptual": "lpips-vgg", "stage1.steps": 1})
+    with pytest.raises(SettingsError, match="no trained classifier .* run notebook 03"):
+        classifier_network.load(s, tmp_path)
+    run = stage1.train(s, tmp_path)
+    assert json.loads((run.folder / "config.json").read_text())["built_on"] == {}
+    assert classifier_network.load(s, tmp_path).training is False
 
 
 def test_seconds_include_the_warm_up(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
-"""Group norm and causal attention for training on CPUs, faster there than PyTorch's own.
+"""Group norm and causal attention for training on CPUs, with backward passes of our own.
 
-MEASURED
+PyTorch's backward passes are slow there: that of the group norm for channels_last, that of the
+attention for a few hundred positions. Measured against PyTorch's kernels (preset laptop, one core
+with AMX, torch 2.14, least processor time of 25 steps): a Stage-1 step is 1.31 times as fast in
+bfloat16 and 0.94 times in float32, a Stage-2 step 1.35 and 1.07 times. On a GPU both are PyTorch's.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPSILON = 1e-6  # of the group norm, as official
-FEW_PIXELS = 256  # up to so many, `_small_group_norm` beats PyTorch's forward pass ten times
+FEW_PIXELS = 256  # up to so many, PyTorch's forward pass is slow for channels_last
 # queries per block of the attention: measured best at T = 270 ... 320
 BLOCK = {torch.float32: 64, torch.bfloat16: 160}
 LONGEST = 1024  # longer sequences: the kept attention weights would outgrow the caches
