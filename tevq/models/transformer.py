@@ -64,8 +64,7 @@ class NeighbourEmbedding(nn.Module):
     """Embedding of a token together with earlier tokens of the same block.
 
     `sources` (positions, n) holds, for each position, the n positions it looks at; -1 is none.
-    The n embeddings are concatenated and mapped to `dim`: a convolution over the token block.
-    With n = 1 it is a plain embedding.
+    The n embeddings are concatenated and mapped to `dim`; with n = 1 it is a plain embedding.
     """
 
     def __init__(self, size: int, sources: Tensor, dim: int):
@@ -266,10 +265,8 @@ class Transformer(nn.Module):
 
     @contextmanager
     def sampling(self, dtype: torch.dtype):
-        """Within the block, activations have this type, and every weight is cast once.
-
-        (For a single token, casting a weight costs as much as using it.)
-        """
+        """Within the block, activations have this type, and every weight is cast once."""
+        # for a single token, casting a weight costs as much as using it
         layers = [layer for layer in self.modules() if isinstance(layer, Linear)]
         before, self.dtype = self.dtype, dtype
         try:
@@ -282,11 +279,9 @@ class Transformer(nn.Module):
                 layer.cast = None
 
     def cache(self, batch: int) -> Cache:
-        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs.
-
-        (There attention of one query reads a bfloat16 cache three times more slowly, measured.)
-        """
+        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs."""
         shape = (batch, self.heads, self.L + self.N, self.head_dim)
+        # on CPUs one query reads a bfloat16 cache three times more slowly, measured
         dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
         return Cache(self.depth, shape, dtype, self.row.device)
 

@@ -15,12 +15,11 @@ from tevq.models.cpu_kernels import GroupNorm
 from tevq.models.quantizer import QUANTIZERS, Quantized
 from tevq.runs.run import open_run
 
-PAD_MODES = {"replicate": "replicate", "zeros": "constant", "circular": "circular"}
-
 
 def pad(x: torch.Tensor, left_top: int, right_bottom: int, padding: str) -> torch.Tensor:
-    """Pads height and width of x (B, C, H, W) by the same amounts; `padding` as in PAD_MODES."""
-    return F.pad(x, (left_top, right_bottom) * 2, mode=PAD_MODES[padding])
+    """Pads height and width of x (B, C, H, W); `padding` is replicate, zeros or circular."""
+    mode = "constant" if padding == "zeros" else padding
+    return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
 
 
 class Conv(nn.Conv2d):
@@ -217,7 +216,7 @@ class VQGAN(nn.Module):
         return self.encoder(x)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """Images -> reconstructions (not clamped) and what the quantizer returned."""
+        """Images -> reconstructions (B, 3, H, W), not clamped, and what the quantizer returned."""
         quantized = self.quantizer(self.encode(x))
         return self.decoder(quantized.features), quantized
 
