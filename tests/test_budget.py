@@ -93,7 +93,7 @@ def test_both_stages_in_pieces_are_bitwise_the_uninterrupted_ones(tmp_path, monk
     monkeypatch.setattr(budget.Deadline, "saved",  # always as long, whatever the disk does
                         lambda self, seconds: setattr(self, "longest_save", 1e-9))
     calls = []
-    for trainer, name in ((stage1.Trainer, "init_codebook"), (stage1.Trainer, "generator_step"),
+    for trainer, name in ((stage1.Trainer, "init_codebook"), (stage1.Learner, "generator_step"),
                           (stage2.Trainer, "step")):
         original = getattr(trainer, name)
         monkeypatch.setattr(trainer, name, lambda *words, name=name, original=original: (

@@ -138,7 +138,7 @@ def test_the_nearest_codes_are_merged_first():
 def test_merging_makes_an_encoder_that_knows_the_row_look_equivariant(probe):
     model = BorderEncoder()
     found = equivariance.compare(model, probe)
-    rows = [row for row in equivariance.merged(found, model.quantizer.codebook)
+    rows = [row for row in equivariance.merged(found, model.quantizer.table())
             if (row["measure"], row["cells"]) == ("grid", "foreground")]
     assert [row["groups"] for row in rows] == [16, 8, 4]
     own = found["grid"].rows()[1]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from small import FEATURES, tiny
 
+from tevq.models import quantizer
 from tevq.runs.run import open_run
 from tevq.train import loop, stage1, stage2
-from tevq.train.loop import NumbersError
+from tevq.train.loop import DivergedError
 
 pytestmark = pytest.mark.promise("numbers")
 
@@ -69,7 +70,7 @@ def test_it_stops_with_step_seed_and_an_intact_checkpoint(stage, gradient, value
     with monkeypatch.context() as patch:
         warmup = s.stage1.warmup_steps if stage == "stage1" else 0
         spoil_from(patch, module, warmup + 3, value, gradient)
-        with pytest.raises(NumbersError) as error:
+        with pytest.raises(DivergedError) as error:
             module.train(s, tmp_path)
     said, = error.value._render_traceback_()
     assert f"not finite at step 3 (seed 0); lower {stage}.lr" in said
@@ -85,7 +86,7 @@ def test_it_stops_with_step_seed_and_an_intact_checkpoint(stage, gradient, value
 def test_a_codebook_that_collapses_is_announced(tmp_path, monkeypatch, capsys):
     """Planted fault: no word about it."""
     monkeypatch.setattr(stage1, "LOG_EVERY", 1)
-    monkeypatch.setattr(stage1, "kmeans", lambda vectors, K, seed: torch.cat(
+    monkeypatch.setattr(quantizer, "kmeans", lambda vectors, K, seed: torch.cat(
         [vectors.mean(0, keepdim=True), torch.full((K - 1, vectors.shape[1]), 1e3)]))
     stage1.train(tiny(**{"stage1.disc_start": 100}), tmp_path)
     assert "the codebook has collapsed to 1 codes" in capsys.readouterr().out

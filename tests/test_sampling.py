@@ -5,9 +5,8 @@ import torch
 from scipy.stats import chisquare
 
 from tevq.config import SettingsError
-from tevq.models.layers import Linear
 from tevq.models.sampling import choose, generate_captions, generate_images, uniform
-from tevq.models.transformer import Transformer
+from tevq.models.transformer import Linear, Transformer
 
 V, K, L, GRID = 11, 7, 8, 4
 
@@ -54,12 +53,12 @@ def test_greedy_ignores_seeds_and_follows_the_uncached_argmax(model):
 
 def test_bfloat16_sampling_takes_codes_that_are_nearly_the_best(model):
     text, _ = prompts(16)
-    rough = generate_images(model, text, torch.arange(16), greedy=True, dtype=torch.bfloat16)
+    rounded = generate_images(model, text, torch.arange(16), greedy=True, dtype=torch.bfloat16)
     with torch.no_grad():
-        logits = model(text, rough, "t2i")[1]  # float32, the whole sequence at once
-    chosen = logits.gather(-1, rough.flatten(1)[..., None])[..., 0]
+        logits = model(text, rounded, "t2i")[1]  # float32, the whole sequence at once
+    chosen = logits.gather(-1, rounded.flatten(1)[..., None])[..., 0]
     assert (logits.amax(-1) - chosen).max() < 0.03 * logits.std()
-    assert (logits.argmax(-1) == rough.flatten(1)).float().mean() > 0.95
+    assert (logits.argmax(-1) == rounded.flatten(1)).float().mean() > 0.95
 
 
 def test_weights_cast_for_sampling_are_forgotten(model):

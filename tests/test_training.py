@@ -14,7 +14,8 @@ from tevq.data.source import load_source
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator, examples
 from tevq.evaluate.equivariance import Probe
-from tevq.models import transformer, vqgan
+from tevq.models import classifier as classifier_network
+from tevq.models import losses, transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
 from tevq.runs.storage import load_tree
@@ -96,6 +97,29 @@ def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
     assert again.metrics() == whole.metrics()
 
 
+@pytest.mark.parametrize("value", ["", "4"])
+def test_left_over_variables_of_a_launcher_are_ignored(trained, tmp_path, monkeypatch, value):
+    """Planted fault: int(os.environ["WORLD_SIZE"]), which an empty value breaks."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, value)
+    s = tiny()
+    for train in (stage1.train, stage2.train):
+        run = train(s, tmp_path)
+        whole = open_run(s, run.folder.parent.name, trained)
+        assert same_tree(run.weights(), whole.weights()) and run.metrics() == whole.metrics()
+
+
+def test_the_classifier_is_there_whatever_the_perceptual_loss(tmp_path, monkeypatch):
+    """Planted fault: trained only if the loss needs it; the evaluation would find none."""
+    monkeypatch.setattr(losses, "lpips_vgg", lambda device: lambda x, y: (x - y).abs().mean())
+    s = tiny(**{"stage1.perceptual": "lpips-vgg", "stage1.steps": 1})
+    with pytest.raises(SettingsError, match="no trained classifier .* run notebook 03"):
+        classifier_network.load(s, tmp_path)
+    run = stage1.train(s, tmp_path)
+    assert json.loads((run.folder / "config.json").read_text())["built_on"] == {}
+    assert classifier_network.load(s, tmp_path).training is False
+
+
 def test_seconds_include_the_warm_up(tmp_path, monkeypatch):
     monkeypatch.setattr(stage1.Trainer, "init_codebook", lambda self: time.sleep(0.5))
     s = tiny(**{"stage1.steps": 1})
@@ -145,9 +169,9 @@ def test_stage1_learns_a_fixed_batch(tmp_path):
     s = tiny(**{"stage1.disc_start": 1000, "stage1.channels": 8})
     trainer = begun(s, tmp_path)
     x = trainer.images(0)
-    first = float(trainer.generator_step(x)[0]["l1"].detach())
+    first = float(trainer.learner.generator_step(x)[0]["l1"].detach())
     for _ in range(25):
-        numbers, *_ = trainer.generator_step(x)
+        numbers, *_ = trainer.learner.generator_step(x)
     assert float(numbers["l1"].detach()) < 0.8 * first
 
 
@@ -157,10 +181,10 @@ def test_the_penalty_moves_the_codebook_towards_orthogonality(tmp_path):
     for variant in ("sc", "te"):
         s = tiny(variant, **{"stage1.disc_start": 1000})
         trainer = begun(s, tmp_path)
-        penalty = [float(stage1.orthogonality(trainer.model.quantizer.codebook.detach()))]
+        penalty = [float(stage1.orthogonality(trainer.model.quantizer.table().detach()))]
         for step in range(25):
-            trainer.generator_step(trainer.images(step % 3))
-        penalty.append(float(stage1.orthogonality(trainer.model.quantizer.codebook.detach())))
+            trainer.learner.generator_step(trainer.images(step % 3))
+        penalty.append(float(stage1.orthogonality(trainer.model.quantizer.table().detach())))
         found[variant] = penalty
     assert found["sc"][0] == found["te"][0]
     assert found["te"][1] < 0.9 * found["te"][0]

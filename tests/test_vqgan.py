@@ -9,10 +9,11 @@ from scipy import signal
 from torch.nn import functional as F
 
 from tevq import presets
-from tevq.config import SettingsError, Stage1Config
-from tevq.models.downsample import DOWNSAMPLERS, Blur, MaxBlurpool
-from tevq.models.norm import GroupNorm
-from tevq.models.vqgan import VQGAN, level_channels
+from tevq.config import ClassifierConfig, SettingsError, Stage1Config
+from tevq.models.classifier import Classifier
+from tevq.models.cpu_kernels import GroupNorm
+from tevq.models.losses import PatchDiscriminator
+from tevq.models.vqgan import DOWNSAMPLERS, VQGAN, Blur, MaxBlurpool, level_channels
 
 SMALL = Stage1Config(channels=8, codes=16, code_dim=12)
 
@@ -54,12 +55,13 @@ def test_max_blurpool_is_the_maximum_then_the_blur():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("silu", [False, True])
-def test_norm_equals_group_norm_with_its_gradients(layout, silu):
+@pytest.mark.parametrize("channels", [16, 13, 27])
+def test_norm_equals_group_norm_with_its_gradients(layout, silu, channels):
     torch.manual_seed(0)
-    norm = GroupNorm(16, silu)
+    norm = GroupNorm(channels, silu)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = (torch.randn(3, 16, 6, 6) * 2 + 3).to(memory_format=layout).requires_grad_()
+    x = (torch.randn(3, channels, 6, 6) * 2 + 3).to(memory_format=layout).requires_grad_()
     wanted = x.detach().double().requires_grad_()
     w, b = (p.detach().double().requires_grad_() for p in (norm.weight, norm.bias))
     y = norm(x)
@@ -73,6 +75,32 @@ def test_norm_equals_group_norm_with_its_gradients(layout, silu):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(norm(x), y)
+
+
+def test_every_width_that_settings_allow_can_be_built(monkeypatch):
+    """Planted fault: min(32, channels // 4) groups, into which most widths cannot be split."""
+    for layer in (torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.BatchNorm2d, torch.nn.Linear):
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)  # saves seconds
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *words: tensor)
+    low = {name: field.metadata["low"] for group in (Stage1Config, ClassifierConfig)
+           for name, field in group.__dataclass_fields__.items()}
+    assert low["channels"] == low["disc_channels"] == low["width"] == 4
+    for channels in range(4, 129):
+        with torch.device("meta"):
+            VQGAN(dataclasses.replace(SMALL, channels=channels, multipliers=(1, 3), stride=2))
+            PatchDiscriminator(channels, 4)
+            Classifier(channels)
+        groups, before = GroupNorm(channels).num_groups, min(32, channels // 4)
+        assert channels % groups == 0 and channels // groups >= 4 and groups <= 32
+        assert groups == before or channels % before
+
+
+def test_an_odd_width_encodes_and_decodes():
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    y, _ = VQGAN(dataclasses.replace(SMALL, channels=13))(x)
+    y.sum().backward()
+    assert y.shape == x.shape and PatchDiscriminator(5, 1)(y.detach()).isfinite().all()
 
 
 def test_norm_in_bfloat16_stays_within_its_rounding():
@@ -119,8 +147,10 @@ def test_official_sizes_have_the_official_parameter_counts():
 
 
 def test_the_last_multiplier_repeats_for_larger_strides():
-    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2, 4), stride=4)) == [16, 32, 64]
-    assert level_channels(Stage1Config(channels=16, multipliers=(1, 2), stride=8)) == [16, 32, 32, 32]
+    cases = (((1, 2, 4), 4, [16, 32, 64]), ((1, 2), 8, [16, 32, 32, 32]))
+    for multipliers, stride, widths in cases:
+        s = Stage1Config(channels=16, multipliers=multipliers, stride=stride)
+        assert level_channels(s) == widths
 
 
 @pytest.mark.promise("input")

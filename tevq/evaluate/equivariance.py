@@ -162,7 +162,7 @@ def subgrid_shifts(stride: int) -> list[Shift]:
 def compare_shifts(model: Any, probe: Probe, shifts: list[Shift]) -> dict[Shift, Agreement]:
     """Equation 2 for each shift of the item from the upper-left quadrant."""
     row, col = scenes.OFFSETS[0]
-    K = model.quantizer.codebook.shape[0]
+    K = model.quantizer.K
     reference = encode(model, probe.at(row, col)).window(0, 0)
     found = {}
     for down, right in shifts:
@@ -179,7 +179,7 @@ def official(model: Any, probe: Probe) -> Agreement:
     cells = [(0, 0), (0, half), (half, 0), (half, half), (half // 2, half // 2)]
     windows = [encode(model, probe.at(*place)).window(*cell)
                for place, cell in zip(scenes.OFFSETS, cells, strict=True)]
-    total = Agreement(model.quantizer.codebook.shape[0])
+    total = Agreement(model.quantizer.K)
     for a, b in itertools.combinations(windows, 2):
         total.add(a, b)
     return total
@@ -188,7 +188,7 @@ def official(model: Any, probe: Probe) -> Agreement:
 def context(model: Any, probe: Probe) -> Agreement:
     """The same item in the same quadrant, alone or among three others."""
     half = scenes.CELL // model.stride
-    total = Agreement(model.quantizer.codebook.shape[0])
+    total = Agreement(model.quantizer.K)
     for quadrant, cell in enumerate([(0, 0), (0, half), (half, 0), (half, half)]):
         alone = encode(model, probe.at(*scenes.OFFSETS[quadrant])).window(*cell)
         total.add(alone, encode(model, probe.crowded(quadrant)).window(*cell))

@@ -48,7 +48,7 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
             count = min(PROBE_ITEMS, settings.data.test // 5)
             probe = equivariance.Probe(items, count, settings.data.seed, where.device)
             compared = equivariance.compare(evaluator.vqgan, probe)
-            codebook = evaluator.vqgan.quantizer.codebook
+            codebook = evaluator.vqgan.quantizer.table()
             run.finish({
                 "rows": [row for rows, _ in found for row in rows],
                 "reconstruction": [line for _, line in found],
@@ -114,7 +114,7 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str) -> tup
             for row in _rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
     line = {"split": split, "l1": sum(l1) / len(scenes), "perceptual": sum(distance) / len(scenes),
             "perceptual_name": name, "n": len(scenes)}
-    return rows, line | codebook_health(evaluator.vqgan.quantizer.codebook, counts)
+    return rows, line | codebook_health(evaluator.vqgan.quantizer.table(), counts)
 
 
 def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str, results

@@ -119,7 +119,7 @@ def encode_scenes(model: VQGAN, scenes: Scenes, items: SourceImages, where) -> t
 
     In the precision of `where`: training sets are encoded as the VQGAN was trained.
     """
-    kind = torch.uint8 if len(model.quantizer.codebook) <= 256 else torch.int32
+    kind = torch.uint8 if model.quantizer.K <= 256 else torch.int32
     found, items = [], items.to(where.device)
     for start in range(0, len(scenes), CHUNK):
         index = np.arange(start, min(start + CHUNK, len(scenes)))

@@ -16,6 +16,11 @@ Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the ImageNet weights LPIPS needs
 
 
+def perceptual_loss(name: str, classifier: Classifier | None, device) -> Perceptual:
+    """The perceptual distance called `name`: "classifier" or "lpips-vgg"."""
+    return lpips_vgg(device) if name == "lpips-vgg" else feature_distance(classifier)
+
+
 def feature_distance(classifier: Classifier) -> Perceptual:
     """LPIPS-like distance in the features of our own frozen digit classifier.
 
@@ -60,11 +65,6 @@ def lpips_vgg(device: torch.device | str) -> Perceptual:
     return lambda x, y: model(x, y).mean()
 
 
-def perceptual_loss(name: str, classifier: Classifier | None, device) -> Perceptual:
-    """The perceptual distance called `name`: "classifier" or "lpips-vgg"."""
-    return lpips_vgg(device) if name == "lpips-vgg" else feature_distance(classifier)
-
-
 class PatchDiscriminator(nn.Sequential):
     """PatchGAN (Isola et al. 2017) as in VQGAN: 4x4 convolutions, batch norm, leaky ReLU.
 
@@ -76,8 +76,8 @@ class PatchDiscriminator(nn.Sequential):
         width = channels
         for layer in range(1, layers + 1):
             out, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
-            modules += [nn.Conv2d(width, out, 4, stride, 1, bias=False),
-                        nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+            modules += [nn.Conv2d(width, out, 4, stride, 1, bias=False), nn.BatchNorm2d(out),
+                        nn.LeakyReLU(0.2)]
             width = out
         super().__init__(*modules, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self:

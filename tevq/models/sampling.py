@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tevq.config import SettingsError
-from tevq.models.transformer import PAD, Cache, Transformer
+from tevq.data.captions import BOS, EOS, PAD
+from tevq.models.transformer import Cache, Transformer
 
-BOS, EOS = 1, 2
 _MASK = 0xFFFFFFFF
 
 

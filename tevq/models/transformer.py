@@ -13,6 +13,8 @@ reach backwards, and never across modalities.
 Letters: B batch, L text length, h grid side, N = h*h image tokens, T = L + N, V words, K codes.
 """
 
+from __future__ import annotations
+
 import math
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,23 +24,98 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tevq.config import Settings, SettingsError, unknown
+from tevq.data.captions import LENGTH, PAD, vocabulary
 from tevq.data.scenes import IMAGE_SIZE
 from tevq.data.source import class_names
-from tevq.data.tokenizer import Tokenizer
-from tevq.models.attention import causal_attention
-from tevq.models.layers import LayerNorm, Linear, NeighbourEmbedding, image_offsets, text_offsets
+from tevq.models.cpu_kernels import causal_attention
 from tevq.runs.run import open_run
 
 DIRECTIONS = ("t2i", "i2t")
-PAD = 0
 
 
-class Losses(NamedTuple):
-    """Scalars, float32, in nats per token; `total` is the one to minimise."""
+class Linear(nn.Linear):
+    """Linear map without bias; float32 weights, computed in the type of its input.
 
-    total: Tensor
-    text: Tensor
-    image: Tensor
+    Casting the weight (small) at each use replaces autocast, which would also cast activations.
+    """
+
+    cast: Tensor | None = None  # the weight in the type of the inputs, while sampling
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0):
+        super().__init__(inputs, outputs, bias=False)
+        nn.init.normal_(self.weight, std=scale / math.sqrt(inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a gain and no bias, in the type of its input (statistics are float32)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype))
+
+
+class NeighbourEmbedding(nn.Module):
+    """Embedding of a token together with earlier tokens of the same block.
+
+    `sources` (positions, n) holds, for each position, the n positions it looks at; -1 is none.
+    The n embeddings are concatenated and mapped to `dim`; with n = 1 it is a plain embedding.
+    """
+
+    def __init__(self, size: int, sources: Tensor, dim: int):
+        super().__init__()
+        n = sources.shape[1]
+        width = dim if n == 1 else dim // 2
+        self.table = nn.Parameter(torch.randn(size + 1, width))  # last row: no such neighbour
+        self.mix = Linear(n * width, dim) if n > 1 else None
+        self.register_buffer("sources", sources, persistent=False)
+
+    def forward(self, tokens: Tensor, at: slice, dtype: torch.dtype) -> Tensor:
+        """tokens (B, positions) -> (B, positions in `at`, dim), of the given type."""
+        none = torch.full_like(tokens[:, :1], len(self.table) - 1)
+        padded = torch.cat((tokens, none), 1)  # index -1 is the last column
+        near = padded[:, self.sources[at]]  # (B, S, n)
+        training = torch.is_grad_enabled() and near.device.type == "cpu"
+        if training and dtype == torch.float32 and self.mix is not None:
+            return self.summed(near)
+        x = F.embedding(near, self.table).to(dtype).flatten(2)  # (B, S, n * width)
+        return x if self.mix is None else self.mix(x)
+
+    def summed(self, near: Tensor) -> Tensor:
+        """The same up to rounding: every row of the table is mapped once, then rows are summed.
+
+        In a batch, tokens outnumber the table: measured, a quarter of the time on CPUs in float32
+        (a sum in bfloat16 would also round n times).
+        """
+        (size, width), n = self.table.shape, near.shape[2]
+        weight = self.mix.weight.view(-1, n, width)
+        mapped = torch.einsum("kw,dnw->nkd", self.table, weight).flatten(0, 1)
+        rows = near + size * torch.arange(n)
+        return F.embedding_bag(rows.flatten(0, 1), mapped, mode="sum").view(*near.shape[:2], -1)
+
+
+def text_offsets(length: int, window: int) -> Tensor:
+    """(length, window): each position and the window - 1 before it, -1 outside the block."""
+    return (torch.arange(length)[:, None] - torch.arange(window)).clamp(min=-1)
+
+
+def image_offsets(grid: int, reach: int) -> Tensor:
+    """(N, 1 + n): each position, then the other known codes near the next one, -1 outside the grid.
+
+    Near: at most `reach` rows up and `reach` columns aside.
+    """
+    position = torch.arange(grid * grid)[:, None]
+    near = [(-up, aside) for up in range(reach + 1) for aside in range(-reach, reach + 1)
+            if up or aside < -1]  # aside = -1 in the same row is the position itself
+    rows, columns = torch.tensor(near, dtype=torch.long).view(-1, 2).T
+    rows, columns = (position + 1) // grid + rows, (position + 1) % grid + columns
+    outside = (rows < 0) | (columns < 0) | (columns >= grid)
+    return torch.cat((position, (rows * grid + columns).masked_fill(outside, -1)), 1)
 
 
 class Cache:
@@ -51,10 +128,7 @@ class Cache:
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, heads, S, head_dim) after `length`; return all keys and values so far.
-
-        Both in the type of the cache, whatever that of k and v.
-        """
+        """Write k, v (B, heads, S, head_dim) after `length`; return all so far, in our type."""
         stop = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : stop] = k
         self.values[layer, :, :, self.length : stop] = v
@@ -62,7 +136,7 @@ class Cache:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and GELU network, each added to the residual stream."""
+    """Pre-norm attention and MLP (GELU), each added to the residual stream."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, expand: int, depth: int):
         super().__init__()
@@ -88,6 +162,14 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
+class Losses(NamedTuple):
+    """Scalars, float32, in nats per token; `total` is the one to minimise."""
+
+    total: Tensor
+    text: Tensor
+    image: Tensor
+
+
 class Transformer(nn.Module):
     """Joint distribution of captions and code grids, in either order.
 
@@ -96,25 +178,17 @@ class Transformer(nn.Module):
       text_length, grid   L and h (= w)
       dim, depth          width of the residual stream and number of blocks
       heads, head_dim     of the attention; its inner width is heads * head_dim
-      expand              inner width of the GELU network, in units of dim
+      expand              inner width of the MLP, in units of dim
       window              words seen by a text embedding, >= 1
       neighbours          reach of an image embedding: it sees the known codes at most so many
                           rows above and columns beside the one it predicts; 0 = its own only
       dtype               type of the activations in `forward` and `loss`; weights stay float32
     """
 
-    def __init__(
-        self, V: int, K: int, text_length: int, grid: int, dim: int = 128, depth: int = 4,
-        heads: int = 2, head_dim: int = 64, expand: int = 4, window: int = 6,
-        neighbours: int = 1, dtype: torch.dtype = torch.float32,
-    ):
+    def __init__(self, V: int, K: int, text_length: int, grid: int, dim: int = 128,
+                 depth: int = 4, heads: int = 2, head_dim: int = 64, expand: int = 4,
+                 window: int = 6, neighbours: int = 1, dtype: torch.dtype = torch.float32):
         super().__init__()
-        for name, value in dict(V=V, K=K, text_length=text_length, grid=grid, dim=dim, depth=depth,
-                                heads=heads, head_dim=head_dim, window=window).items():
-            if not isinstance(value, int) or value < 1:
-                raise SettingsError(f"transformer: {name} = {value!r} must be an integer >= 1")
-        if neighbours < 0:
-            raise SettingsError(f"transformer: neighbours = {neighbours!r} must be >= 0")
         self.V, self.K, self.L, self.h, self.N = V, K, text_length, grid, grid * grid
         self.heads, self.head_dim, self.depth, self.dtype = heads, head_dim, depth, dtype
         self.words = NeighbourEmbedding(V, text_offsets(text_length, window), dim)
@@ -122,9 +196,8 @@ class Transformer(nn.Module):
         self.text_position = nn.Parameter(0.02 * torch.randn(text_length, dim))
         self.row = nn.Parameter(0.02 * torch.randn(grid, 1, dim))
         self.column = nn.Parameter(0.02 * torch.randn(1, grid, dim))
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, head_dim, expand, depth) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(dim, heads, head_dim, expand, depth)
+                                    for _ in range(depth))
         self.norm = LayerNorm(dim)
         self.text_head, self.image_head = Linear(dim, V, 0.0), Linear(dim, K, 0.0)
 
@@ -173,18 +246,16 @@ class Transformer(nn.Module):
             return self.text_logits(x[:, N : N + L - 1]), self.image_logits(x[:, : N - 1])
         raise unknown("direction", direction, DIRECTIONS)
 
-    def loss(
-        self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0
-    ) -> Losses:
+    def loss(self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0
+             ) -> Losses:
         """Mean cross-entropies; total = (given + w * generated) / (1 + w), w = 7 officially.
 
         PAD targets are ignored. Arguments as in `forward`.
         """
         text_logits, image_logits = self(text, codes, direction)
         image_target = codes.flatten(1)[:, self.N - image_logits.shape[1] :]
-        text_loss = F.cross_entropy(
-            text_logits.flatten(0, 1), text[:, 1:].flatten(), ignore_index=PAD
-        )
+        text_loss = F.cross_entropy(text_logits.flatten(0, 1), text[:, 1:].flatten(),
+                                    ignore_index=PAD)
         image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
         given, generated = text_loss, image_loss
         if direction == "i2t":
@@ -193,33 +264,24 @@ class Transformer(nn.Module):
         return Losses(total, text_loss.detach(), image_loss.detach())
 
     @contextmanager
-    def computing(self, dtype: torch.dtype):
-        """Within the block, activations have this type."""
-        before, self.dtype = self.dtype, dtype
-        try:
-            yield self
-        finally:
-            self.dtype = before
-
-    @contextmanager
     def sampling(self, dtype: torch.dtype):
-        """As `computing`, with every weight cast once: for one token, casting costs as much."""
+        """Within the block, activations have this type, and every weight is cast once."""
+        # for a single token, casting a weight costs as much as using it
         layers = [layer for layer in self.modules() if isinstance(layer, Linear)]
+        before, self.dtype = self.dtype, dtype
         try:
             for layer in layers:
                 layer.cast = layer.weight.detach().to(dtype)
-            with self.computing(dtype):
-                yield self
+            yield self
         finally:
+            self.dtype = before
             for layer in layers:
                 layer.cast = None
 
     def cache(self, batch: int) -> Cache:
-        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs.
-
-        (There attention of one query reads a bfloat16 cache three times more slowly, measured.)
-        """
+        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs."""
         shape = (batch, self.heads, self.L + self.N, self.head_dim)
+        # on CPUs one query reads a bfloat16 cache three times more slowly, measured
         dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
         return Cache(self.depth, shape, dtype, self.row.device)
 
@@ -228,9 +290,9 @@ class Transformer(nn.Module):
 
 
 def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer:
-    """A new transformer for the captions and the codes of these settings; `dtype` as there."""
-    s, tokenizer = settings.stage2, Tokenizer(class_names(settings.data.source))
-    return Transformer(tokenizer.size, settings.stage1.codes, tokenizer.length,
+    """A new transformer for the captions and codes of these settings; activations in `dtype`."""
+    s, words = settings.stage2, vocabulary(class_names(settings.data.source))
+    return Transformer(len(words), settings.stage1.codes, LENGTH,
                        IMAGE_SIZE // settings.stage1.stride, s.dim, s.depth, s.heads, s.head_dim,
                        window=s.window, neighbours=s.neighbours, dtype=dtype)
 

@@ -1,4 +1,8 @@
-"""VQGAN: encoder and decoder around the quantizer (Esser et al. 2021; paper, section 3.2)."""
+"""VQGAN: encoder and decoder around a quantizer (Esser et al. 2021; paper, sections 3.2 and 4).
+
+Setting `stage1.downsample` names an entry of `DOWNSAMPLERS`: a way for the encoder to halve its
+resolution. A new one is one entry there: a module made from (channels, padding).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,94 @@ from torch import nn
 from torch.nn import functional as F
 
 from tevq.config import Settings, SettingsError, Stage1Config
-from tevq.models.downsample import DOWNSAMPLERS, Conv
-from tevq.models.norm import GroupNorm
-from tevq.models.quantizer import Quantized, Quantizer
+from tevq.models.cpu_kernels import GroupNorm
+from tevq.models.quantizer import QUANTIZERS, Quantized
 from tevq.runs.run import open_run
+
+
+def pad(x: torch.Tensor, left_top: int, right_bottom: int, padding: str) -> torch.Tensor:
+    """Pads height and width of x (B, C, H, W); `padding` is replicate, zeros or circular."""
+    mode = "constant" if padding == "zeros" else padding
+    return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
+
+
+class Conv(nn.Conv2d):
+    """3x3 convolution that keeps the size, with the border rule of `padding`."""
+
+    def __init__(self, channels_in: int, channels_out: int, padding: str = "zeros"):
+        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode=padding)
+
+
+class StridedConv(nn.Module):
+    """SC: 3x3 convolution with stride 2, padded right and bottom only, as in VQGAN."""
+
+    def __init__(self, channels: int, padding: str):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(pad(x, 0, 1, self.padding))
+
+
+class Blur(nn.Module):
+    """Binomial 5-tap low-pass filter, then every second pixel (Zhang 2019, "Bin-5")."""
+
+    def __init__(self, channels: int, padding: str):
+        super().__init__()
+        self.padding = padding
+        taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
+        self.register_buffer("kernel", kernel.clone(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)), sampled at even rows and columns."""
+        return F.conv2d(pad(x, 2, 2, self.padding), self.kernel.to(x.dtype), stride=2,
+                        groups=x.shape[1])
+
+
+class ConvBlurpool(nn.Module):
+    """CB: 3x3 convolution with stride 1, then blur and subsample."""
+
+    def __init__(self, channels: int, padding: str):
+        super().__init__()
+        self.conv = Conv(channels, channels, padding)
+        self.blur = Blur(channels, padding)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.blur(self.conv(x))
+
+
+class MaxPool(nn.MaxPool2d):
+    """MP: maximum over 2x2 windows, (B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int, padding: str):
+        super().__init__(kernel_size=2)
+
+
+class MaxBlurpool(nn.Module):
+    """MB: maximum over 2x2 windows at stride 1, then blur and subsample.
+
+    As in the official code the maximum is not padded, so H - 1 rows reach the blur; with circular
+    padding it wraps around instead, which keeps circular shifts exact.
+    """
+
+    def __init__(self, channels: int, padding: str):
+        super().__init__()
+        self.padding = padding
+        self.blur = Blur(channels, padding)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2) for even H and W."""
+        if self.padding == "circular":
+            x = pad(x, 0, 1, self.padding)
+        return self.blur(F.max_pool2d(x, 2, stride=1))
+
+
+DOWNSAMPLERS = {"strided_conv": StridedConv, "conv_blurpool": ConvBlurpool, "maxpool": MaxPool,
+                "max_blurpool": MaxBlurpool}
 
 
 class ResBlock(nn.Module):
@@ -18,8 +106,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, padding: str):
         super().__init__()
-        self.norm1, self.conv1 = GroupNorm(channels_in, True), Conv(channels_in, channels_out, padding)
-        self.norm2, self.conv2 = GroupNorm(channels_out, True), Conv(channels_out, channels_out, padding)
+        self.norm1 = GroupNorm(channels_in, silu=True)
+        self.conv1 = Conv(channels_in, channels_out, padding)
+        self.norm2 = GroupNorm(channels_out, silu=True)
+        self.conv2 = Conv(channels_out, channels_out, padding)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
@@ -80,7 +170,7 @@ def build_encoder(s: Stage1Config) -> nn.Sequential:
         if not last:
             layers.append(DOWNSAMPLERS[s.downsample](width, s.padding))
     layers += [ResBlock(width, width, s.padding), Attention(width),
-               ResBlock(width, width, s.padding), GroupNorm(width, True),
+               ResBlock(width, width, s.padding), GroupNorm(width, silu=True),
                Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1)]
     return nn.Sequential(*layers)
 
@@ -99,7 +189,7 @@ def build_decoder(s: Stage1Config) -> nn.Sequential:
             width = widths[level]
         if level > 0:
             layers.append(Upsample(width))
-    return nn.Sequential(*layers, GroupNorm(width, True), Conv(width, 3))
+    return nn.Sequential(*layers, GroupNorm(width, silu=True), Conv(width, 3))
 
 
 class VQGAN(nn.Module):
@@ -109,7 +199,7 @@ class VQGAN(nn.Module):
         super().__init__()
         self.stride = s.stride
         self.encoder, self.decoder = build_encoder(s), build_decoder(s)
-        self.quantizer = Quantizer(s.codes, s.code_dim)
+        self.quantizer = QUANTIZERS["vq"](s.codes, s.code_dim)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.
@@ -125,17 +215,18 @@ class VQGAN(nn.Module):
             raise SettingsError(f"images with values up to {largest:g}; wanted floats in [-1, 1]")
         return self.encoder(x)
 
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+        """Images -> reconstructions (B, 3, H, W), not clamped, and what the quantizer returned."""
+        quantized = self.quantizer(self.encode(x))
+        return self.decoder(quantized.features), quantized
+
     def codes(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> codes (B, h, w)."""
         return self.quantizer.nearest(self.encode(x))
 
-    def decode(self, features: torch.Tensor) -> torch.Tensor:
-        """Quantized features (B, D, h, w) -> images, not clamped."""
-        return self.decoder(features)
-
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """codes (B, h, w) -> images clamped to [-1, 1], float32."""
-        return self.decode(self.quantizer.lookup(codes)).float().clamp(-1, 1)
+        return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,14 +234,9 @@ class VQGAN(nn.Module):
         codes = self.codes(x.contiguous(memory_format=torch.channels_last))
         return self.decode_codes(codes), codes
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """Images -> reconstructions (not clamped) and what the quantizer returned."""
-        quantized = self.quantizer(self.encode(x))
-        return self.decode(quantized.features), quantized
-
 
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> VQGAN:
-    """The trained quantizer, frozen, in evaluation mode. Raises SettingsError if there is none."""
+    """The trained VQGAN, frozen, in evaluation mode. Raises SettingsError if there is none."""
     run = open_run(settings, "stage1", results)
     if not run.has_weights:
         raise SettingsError(f"no trained quantizer in {run.folder}; run notebook 03 for variant "

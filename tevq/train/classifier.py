@@ -16,22 +16,8 @@ from tevq.runs.run import Run, open_run
 from tevq.train.loop import Loop
 
 
-def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Generator,
-                   shift: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items drawn in random colours and shifted by up to `shift` pixels each way.
-
-    index (B,) -> crops (B, 3, 28, 28) in [-1, 1], colours (B,).
-    """
-    B = len(index)
-    colour = torch.randint(len(scenes.COLOURS), (B,), generator=random)
-    offset = torch.randint(-shift, shift + 1, (B, 2), generator=random)
-    corner = torch.tensor(scenes.OFFSETS[0]) + offset
-    x = scenes.draw(items.images[index], colour, corner, torch.arange(B), B)
-    return scenes.crop(x, torch.zeros(B, dtype=torch.long)), colour
-
-
 def train(settings: Settings, results=None) -> Run:
-    """Trains the classifier of a preset once, on the source's train items; returns its run.
+    """Trains the classifier on the source's train items, or finds it trained; returns its run.
 
     The summary holds `label_accuracy` and `colour_accuracy` on all test items in every colour.
     """
@@ -59,10 +45,9 @@ def _train(run: Run, settings: Settings) -> None:
             group["lr"] = s.lr * one_cycle(step / s.steps)
         with where.autocast():
             crops = crops.to(where.device, memory_format=torch.channels_last, non_blocking=True)
-            labels, colours = model(crops)
+            logits = model(crops)  # of labels and of colours
         truths = (t.to(where.device, non_blocking=True) for t in (items.labels[index], colour))
-        loss = sum(F.cross_entropy(logits.float(), truth)
-                   for logits, truth in zip((labels, colours), truths, strict=True))
+        loss = sum(F.cross_entropy(a.float(), b) for a, b in zip(logits, truths, strict=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loop.see(loss)
@@ -72,6 +57,27 @@ def _train(run: Run, settings: Settings) -> None:
     summary = accuracy(model.eval(), load_source(settings.data.source, "test"), where)
     run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch},
                model.state_dict())
+
+
+def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Generator,
+                   shift: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items drawn in random colours and shifted by up to `shift` pixels each way.
+
+    index (B,) -> crops (B, 3, 28, 28) in [-1, 1], colours (B,).
+    """
+    B = len(index)
+    colour = torch.randint(len(scenes.COLOURS), (B,), generator=random)
+    offset = torch.randint(-shift, shift + 1, (B, 2), generator=random)
+    return _crops(items, index, colour, offset), colour
+
+
+def _crops(items: SourceImages, index: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor
+           ) -> torch.Tensor:
+    """Items at index (B,), coloured, offset (B, 2) px from the upper left: (B, 3, 28, 28)."""
+    B = len(index)
+    x = scenes.draw(items.images[index], colour, torch.tensor(scenes.OFFSETS[0]) + offset,
+                    torch.arange(B), B)
+    return scenes.crop(x, torch.zeros(B, dtype=torch.long))
 
 
 def one_cycle(progress: float, warm: float = 0.15) -> float:
@@ -84,17 +90,13 @@ def one_cycle(progress: float, warm: float = 0.15) -> float:
 def accuracy(model: Classifier, items: SourceImages, where: devices.Device) -> dict[str, float]:
     """Share of items whose label, and whose colour, is recognised; every item in all colours."""
     right_labels = right_colours = seen = 0
-    for start in range(0, len(items.labels), 500):
-        index = torch.arange(start, min(start + 500, len(items.labels)))
-        B = len(index)
+    for index in torch.arange(len(items.labels)).split(500):
         for colour in range(len(scenes.COLOURS)):
-            corner = torch.tensor(scenes.OFFSETS[0]).expand(B, 2)
-            x = scenes.draw(items.images[index], torch.full((B,), colour), corner,
-                            torch.arange(B), B)
-            crops = scenes.crop(x, torch.zeros(B, dtype=torch.long)).to(where.device)
-            labels, colours = model.predict(crops)
+            offset = torch.zeros(len(index), 2, dtype=torch.long)
+            crops = _crops(items, index, torch.full((len(index),), colour), offset)
+            labels, colours = model.predict(crops.to(where.device))
             right_labels += (labels.cpu() == items.labels[index]).sum().item()
             right_colours += (colours == colour).sum().item()
-            seen += B
+            seen += len(index)
     return {"label_accuracy": right_labels / seen, "colour_accuracy": right_colours / seen,
             "n": seen}

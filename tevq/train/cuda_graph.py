@@ -1,9 +1,9 @@
-"""Training steps recorded once and replayed: on a GPU, small networks wait for Python.
+"""Training steps as CUDA graphs: launching kernels from Python takes longer than running them.
 
-A step is hundreds of short kernels, which Python launches one by one. Recorded as a CUDA graph they
-are launched at once. What is replayed are the kernels, with the memory they used: inputs are copied
-to where those of the recording lay, and what changes from step to step has to be a tensor on the
-GPU, learning rates included (`set_rate`).
+A step is hundreds of short kernels, which Python launches one by one. Recorded as a CUDA graph,
+they are launched at once. A recording replays kernels on the memory that they used. So inputs are
+copied to where those of the recording lay, and whatever changes from step to step has to be a
+tensor on the GPU, learning rates included (`set_rate`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ EAGER = 3  # calls before the recording: they make the optimizer's states and ch
 class CudaGraph:
     """`function` with recordings, one for each shape of its tensors and each other argument.
 
-    The function may change tensors in place, and must not look at their numbers. Results lie where
-    those of the call before lay: read them before the next call. On a CPU, and
-    where a step cannot be recorded (it says so), every call is a plain one.
+    The function may change tensors in place, and must not read numbers back from the GPU. Results
+    lie where those of the call before lay: read them before the next call. On a CPU, and where a
+    step cannot be recorded (a line says so), every call is a plain one.
     """
 
     def __init__(self, function: Callable, where: devices.Device):
@@ -53,7 +53,7 @@ class CudaGraph:
         return results
 
     def _plain(self, arguments: tuple) -> Any:
-        """A call on the stream of the recordings, as CUDA wants it before one."""
+        """A call on the stream of the recordings, as CUDA demands before a recording."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -81,9 +81,9 @@ class CudaGraph:
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Sets the learning rate of an optimizer's group where a replayed step finds it.
+    """Sets the learning rate of an optimizer's group where a replayed step reads it.
 
-    Every step, because a checkpoint of another device brings its own kind of rate.
+    Call it before every step: a checkpoint of another device brings its own kind of rate.
     """
     device = group["params"][0].device
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Training step by step: order of the data, checkpoints, deadline, numbers that went bad."""
+"""Training step by step: order of the data, checkpoints, deadline, losses that diverge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tevq.runs.run import Run
 CHECK_EVERY = 20  # steps between looks at the numbers, each of which waits for the device
 
 
-class NumbersError(UserError, FloatingPointError):
+class DivergedError(UserError, FloatingPointError):
     """A loss or gradient became infinite or no number."""
 
 
@@ -50,7 +50,7 @@ class Loop:
         before = self.seconds
         if self.start:
             print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
-        if self.start < self.total and self._late():
+        if self.start < self.total and self.deadline.near():
             raise self._out_of_time(self.start)
         for step in range(self.start, self.total):
             self.step = step
@@ -59,7 +59,7 @@ class Loop:
                 self.check()
             now = time.monotonic()
             self.seconds = before + now - began
-            late = step + 1 < self.total and self._late()
+            late = step + 1 < self.total and self.deadline.near()
             due = now - saved > self.save_seconds or self.deadline.needs_a_save
             if late or (due and step + 1 < self.total):
                 self.save(step + 1)
@@ -77,13 +77,13 @@ class Loop:
         self.bad = now if isinstance(self.bad, int) else torch.where(self.bad < 0, now, self.bad)
 
     def check(self) -> None:
-        """Raises NumbersError, with the step, if what `see` was shown was not finite."""
+        """Raises DivergedError, with the step, if what `see` was shown was not finite."""
         if int(self.bad) < 0:
             return
         kind, seed = self.run.folder.parent.name, self.run.config.get("seed", 0)
         kept = self.run.steps_saved()
         rest = f"the checkpoint of step {kept[0]:,} is intact" if kept else "nothing was saved yet"
-        raise NumbersError(f"{self.run.name}: the loss or its gradient is not finite at step "
+        raise DivergedError(f"{self.run.name}: the loss or its gradient is not finite at step "
                            f"{int(self.bad) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
 
     def save(self, step: int) -> None:
@@ -93,9 +93,6 @@ class Loop:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         self.run.save(step, state | {"seconds": self.seconds})
         self.deadline.saved(time.monotonic() - began)
-
-    def _late(self) -> bool:
-        return self.deadline.near()
 
     def _out_of_time(self, step: int) -> OutOfTimeError:
         return OutOfTimeError(f"{self.run.name}: stopped at step {step:,} of {self.total:,}, "

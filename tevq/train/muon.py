@@ -1,8 +1,9 @@
 """Muon: momentum whose matrix updates are made orthogonal (K. Jordan, 2024).
 
 Every singular value of an update becomes about one, so rare directions are learned as fast as
-common ones: the generator binds captions to places in fewer sequences than with AdamW.
-For the weight matrices inside the blocks; embeddings, heads and gains stay with AdamW.
+common ones: the generator binds captions to places in fewer sequences than with Adam. It is for
+the weight matrices inside the blocks; embeddings, heads and gains stay with Adam. Our own, because
+`torch.optim.Muon` forces bfloat16, loops over matrices and reads the learning rate from the GPU.
 """
 
 from collections import defaultdict
@@ -63,14 +64,14 @@ class Muon(torch.optim.Optimizer):
         updates = orthogonalise(steps, self.dtype)
         rate = group["lr"] * scale
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        if torch.is_tensor(rate):  # of a step that is replayed
+        if torch.is_tensor(rate):  # of a step in a CUDA graph
             torch._foreach_sub_(parameters, list((updates * rate).unbind()))
         else:
             torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)
 
 
 def block_matrices(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters of a transformer in two lists: for Muon (2-D, inside `blocks`), for AdamW."""
+    """Parameters of a transformer in two lists: for Muon (2-D, inside `blocks`), for Adam."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in model.parameters() if id(p) not in chosen]

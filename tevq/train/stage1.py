@@ -1,4 +1,4 @@
-"""Stage 1: trains the image quantizer of one (variant, seed), VQGAN or TE-VQGAN."""
+"""Stage 1: trains the VQGAN or TE-VQGAN of one (variant, seed)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,126 @@ from tevq.models.quantizer import codebook_health, orthogonality
 from tevq.models.vqgan import VQGAN
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
-from tevq.train import classifier as classifier_training
+from tevq.train.classifier import train as train_classifier
 from tevq.train.cuda_graph import CudaGraph, set_rate
 from tevq.train.loop import Batches, Loop
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
 WATCHED = ("loss", "gradient_norm", "critic_loss")  # must be finite
-KMEANS_VECTORS = 20_000  # encoder outputs the codebook starts from
+KMEANS_VECTORS = 20_000  # encoder outputs from which the codes start
 
 
 def train(settings: Settings, results=None) -> Run:
-    """Trains the quantizer of these settings, or finds it trained; returns its run.
+    """Trains the VQGAN of these settings, or finds it trained; returns its run.
 
-    Interrupted work goes on from the last checkpoint. Raises SettingsError on bad input and
-    NumbersError when loss or gradient are no longer finite.
+    Trains the classifier first if there is none: every evaluation needs it. Interrupted work goes
+    on from the last checkpoint. Raises SettingsError on bad input and DivergedError when loss or
+    gradient are no longer finite.
     """
-    classifier_training.train(settings, results)  # evaluation needs it, whatever the loss
+    train_classifier(settings, results)
     run = open_run(settings, "stage1", results)
     with run.lock():
         if not run.has_weights:
-            where = devices.detect(settings.precision)
-            Trainer(run, settings, where, results).train()
+            Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
+
+
+class Trainer:
+    """One training: its data, its steps, and what is written down."""
+
+    def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
+        self.run, self.settings, self.s = run, settings, settings.stage1
+        network, lent = None, []
+        if self.s.perceptual == "classifier":
+            network, lent = classifier.load(settings, results, where.device), ["classifier"]
+        run.start(where, parents(settings, *lent, results=results))
+        self.items = load_source(settings.data.source, "train").to(where.device)
+        self.scenes = scenes.load_scenes(settings.data, "train")
+        self.batches = Batches(len(self.scenes.case), self.s.batch, settings.seed)
+        devices.seed_everything(settings.seed)
+        perceptual = losses.perceptual_loss(self.s.perceptual, network, where.device)
+        self.learner = Learner(self.s, where, perceptual)
+        self.model = self.learner.model
+        self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
+        self.usage.register_buffer("counts", torch.zeros(self.s.codes, device=where.device))
+
+    def train(self) -> None:
+        """All steps, then the weights and a summary."""
+        learner = self.learner
+        optimizers = {"optimizer": learner.optimizer,
+                      "critic_optimizer": learner.discriminator_optimizer}
+        parts = {"model": self.model, "critic": learner.discriminator, "usage": self.usage}
+        loop = self.loop = Loop(self.run, parts | optimizers, self.s.steps)
+        if loop.fresh:
+            began = time.monotonic()
+            self.init_codebook()
+            loop.seconds = time.monotonic() - began
+            loop.save(0)  # the warm-up and k-means are not done again
+        update = CudaGraph(learner.update, learner.where)
+        for step in loop:
+            for optimizer in optimizers.values():
+                for group in optimizer.param_groups:
+                    set_rate(group, self.s.lr * rate(self.s, step))
+            adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
+            if adversarial and step == self.s.disc_start:
+                print(f"{self.run.name}: step {step:,}, the discriminator starts")
+            numbers, codes = update(self.images(step), adversarial)
+            loop.see(*(numbers[key] for key in WATCHED if key in numbers))
+            self.usage.counts += count(codes, self.s.codes)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
+                self.log(step + 1, numbers)
+        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
+                         "images": self.s.steps * self.batches.batch,
+                         "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
+                        self.model.state_dict())
+
+    def images(self, step: int) -> torch.Tensor:
+        """Batch (B, 3, 64, 64) of a step; in [-1, 1], channels last, on the device."""
+        x = scenes.render(self.scenes, self.items, self.batches[step])
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def init_codebook(self) -> None:
+        """Start of the codes: as they are built (official), or k-means after a short warm-up.
+
+        The warm-up trains encoder and decoder without quantization. Otherwise, at small budgets,
+        the codebook collapses to a handful of codes before it has been learned.
+        """
+        if self.s.codebook_start == "uniform":
+            return
+        autoencoder_step = CudaGraph(self.learner.autoencoder_step, self.learner.where)
+        for step in range(self.s.warmup_steps):
+            autoencoder_step(self.images(step))
+            if (step + 1) % 50 == 0:
+                print(f"{self.run.name}: warm-up step {step + 1:,} of {self.s.warmup_steps:,}",
+                      flush=True)
+        vectors = self.some_features()
+        self.model.quantizer.init_codes(vectors, self.settings.seed)
+        print(f"{self.run.name}: codebook started by k-means on {len(vectors):,} features")
+
+    @torch.no_grad()
+    def some_features(self) -> torch.Tensor:
+        """Encoder outputs at random positions of the first batches, (KMEANS_VECTORS, D)."""
+        found, count, step = [], 0, 0
+        while count < 2 * KMEANS_VECTORS:
+            with self.learner.where.autocast():
+                z = self.model.encode(self.images(step)).float()
+            found.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
+            count, step = count + len(found[-1]), step + 1
+        vectors = torch.cat(found)
+        random = devices.generator(self.settings.seed, 1)
+        return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
+
+    def log(self, step: int, numbers: dict[str, torch.Tensor]) -> None:
+        """One line of metrics: losses, and the health of the codebook since the last line."""
+        self.loop.check()
+        codebook = self.model.quantizer.table().detach()
+        health = codebook_health(codebook, self.usage.counts)
+        self.usage.counts.zero_()
+        if health["codes_used"] < 3:
+            print(f"{self.run.name}: step {step:,}, the codebook has collapsed to "
+                  f"{health['codes_used']} codes")
+        plain = {key: float(value) for key, value in numbers.items()}
+        self.run.log(step, **plain, **health, orthogonality=float(orthogonality(codebook)))
 
 
 class Learner:
@@ -52,15 +150,11 @@ class Learner:
                              capturable=where.device.type == "cuda")
             for net in (self.model, self.discriminator))
 
-    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """L1 in [-1, 1] plus the weighted perceptual distance."""
-        l1 = (x - y.float()).abs().mean()
-        perceptual = self.perceptual(x, y)
-        # halved for the log: Table 3 counts in [0, 1]
-        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
-
     def update(self, x: torch.Tensor, adversarial: bool) -> tuple[dict, torch.Tensor]:
-        """One update of all networks, of the critic once it takes part. Returns numbers, codes."""
+        """One update of all networks, of the discriminator only if `adversarial`.
+
+        x (B, 3, H, W) in [-1, 1] -> numbers for the log, codes (B, h, w).
+        """
         numbers, fake, codes = self.generator_step(x, adversarial)
         if adversarial:
             numbers |= self.discriminator_step(x, fake)
@@ -74,14 +168,14 @@ class Learner:
             loss, numbers = self.reconstruction_loss(x, y)
             if adversarial:
                 self.discriminator.requires_grad_(False)
-                critic_loss = -self.discriminator(y).float().mean()
+                adversarial_loss = -self.discriminator(y).float().mean()
         if adversarial:
-            weight = losses.adaptive_weight(loss, critic_loss, self.model.decoder[-1].weight)
-            loss = loss + self.s.disc_weight * weight * critic_loss
-            numbers |= {"adaptive_weight": weight, "adversarial": critic_loss}
+            weight = losses.adaptive_weight(loss, adversarial_loss, self.model.decoder[-1].weight)
+            loss = loss + self.s.disc_weight * weight * adversarial_loss
+            numbers |= {"adaptive_weight": weight, "adversarial": adversarial_loss}
         loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
         if self.s.orthogonality > 0:
-            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.codebook)
+            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.table())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
@@ -92,17 +186,25 @@ class Learner:
     def autoencoder_step(self, x: torch.Tensor) -> None:
         """One update of encoder and decoder without quantization."""
         with self.where.autocast():
-            y = self.model.decode(self.model.encode(x))
+            y = self.model.decoder(self.model.encode(x))
             loss, _ = self.reconstruction_loss(x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
 
+    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """L1 in [-1, 1] plus the weighted perceptual distance."""
+        l1 = (x - y.float()).abs().mean()
+        perceptual = self.perceptual(x, y)
+        # halved for the log: Table 3 counts in [0, 1]
+        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
+
     def discriminator_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
         """One update of the discriminator on real images and their reconstructions."""
         self.discriminator.requires_grad_(True)
         with self.where.autocast():
-            real_logits, fake_logits = self.discriminator(x).float(), self.discriminator(fake).float()
+            real_logits = self.discriminator(x).float()
+            fake_logits = self.discriminator(fake).float()
         loss = losses.hinge_loss(real_logits, fake_logits)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -111,123 +213,12 @@ class Learner:
                 "fake_logits": fake_logits.mean()}
 
 
-class Trainer(Learner):
-    """Everything one training needs; `train` runs it to the end."""
-
-    def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
-        s = settings.stage1
-        self.run, self.settings = run, settings
-        evaluator = None
-        if s.perceptual == "classifier":
-            evaluator = classifier.load(settings, results, where.device)
-        lent = ["classifier"] if evaluator else []
-        run.start(where, parents(settings, *lent, results=results))
-        self.items = load_source(settings.data.source, "train").to(where.device)
-        self.scenes = scenes.load_scenes(settings.data, "train")
-        self.batches = Batches(len(self.scenes.case), s.batch, settings.seed)
-        devices.seed_everything(settings.seed)
-        super().__init__(s, where, losses.perceptual_loss(s.perceptual, evaluator, where.device))
-        self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
-        self.usage.register_buffer("counts", torch.zeros(s.codes, device=where.device))
-
-    def images(self, step: int) -> torch.Tensor:
-        """Batch (B, 3, 64, 64) of a step in [-1, 1], channels last, on the device."""
-        x = scenes.render(self.scenes, self.items, self.batches[step])
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def train(self) -> None:
-        """All steps, then the weights and a summary."""
-        parts = {"model": self.model, "critic": self.discriminator, "optimizer": self.optimizer,
-                 "critic_optimizer": self.discriminator_optimizer, "usage": self.usage}
-        loop = self.loop = Loop(self.run, parts, self.s.steps)
-        update = CudaGraph(self.update, self.where)
-        if loop.fresh:
-            began = time.monotonic()
-            self.init_codebook()
-            loop.seconds = time.monotonic() - began
-            loop.save(0)  # the warm-up and k-means are not done again
-        for step in loop:
-            for optimizer in (self.optimizer, self.discriminator_optimizer):
-                for group in optimizer.param_groups:
-                    set_rate(group, self.s.lr * self.rate(step))
-            if step == self.s.disc_start and self.s.disc_weight > 0:
-                print(f"{self.run.name}: step {step:,}, the discriminator starts")
-            adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
-            numbers, codes = update(self.images(step), adversarial)
-            loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            self.usage.counts += count(codes, self.s.codes)
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
-                self.log(step + 1, numbers)
-        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
-                         "images": self.s.steps * self.batches.batch,
-                         "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
-                        self.model.state_dict())
-
-    def rate(self, step: int) -> float:
-        """Share of the learning rate: constant (official), or a cosine to a tenth."""
-        if not self.s.decay:
-            return 1.0
-        return 0.55 + 0.45 * math.cos(math.pi * step / self.s.steps)
-
-    def log(self, step: int, numbers: dict) -> None:
-        """One line of metrics: losses, and the health of the codebook since the last line."""
-        self.loop.check()
-        plain = {key: float(value) for key, value in numbers.items()}
-        health = codebook_health(self.model.quantizer.codebook, self.usage.counts)
-        self.usage.counts.zero_()
-        penalty = float(orthogonality(self.model.quantizer.codebook.detach()))
-        if health["codes_used"] < 3:
-            print(f"{self.run.name}: step {step:,}, the codebook has collapsed to "
-                  f"{health['codes_used']} codes")
-        self.run.log(step, **plain, **health, orthogonality=penalty)
-
-    def init_codebook(self) -> None:
-        """Start of the codebook: left uniform (official), or k-means after a short warm-up.
-
-        The warm-up trains encoder and decoder without quantization. Otherwise, at small budgets,
-        the codebook collapses to a handful of codes before it has been learned.
-        """
-        if self.s.codebook_start == "uniform":
-            return
-        autoencoder_step = CudaGraph(self.autoencoder_step, self.where)
-        for step in range(self.s.warmup_steps):
-            autoencoder_step(self.images(step))
-            if (step + 1) % 50 == 0:
-                print(f"{self.run.name}: warm-up step {step + 1:,} of {self.s.warmup_steps:,}",
-                      flush=True)
-        vectors = self.some_features()
-        self.model.quantizer.codebook.data.copy_(kmeans(vectors, self.s.codes, self.settings.seed))
-        print(f"{self.run.name}: codebook started by k-means on {len(vectors):,} features")
-
-    @torch.no_grad()
-    def some_features(self) -> torch.Tensor:
-        """Encoder outputs at random positions of the first batches, (KMEANS_VECTORS, D)."""
-        found, count, step = [], 0, 0
-        while count < 2 * KMEANS_VECTORS:
-            with self.where.autocast():
-                z = self.model.encode(self.images(step)).float()
-            found.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
-            count, step = count + len(found[-1]), step + 1
-        vectors = torch.cat(found)
-        random = devices.generator(self.settings.seed, 1)
-        return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
+def rate(s: Stage1Config, step: int) -> float:
+    """Share of the learning rate: constant (official), or a cosine to a tenth."""
+    return 0.55 + 0.45 * math.cos(math.pi * step / s.steps) if s.decay else 1.0
 
 
 def count(codes: torch.Tensor, K: int) -> torch.Tensor:
     """How often each of K codes was chosen, float32 (K,). (`bincount` would wait for a GPU.)"""
     ones = torch.ones(codes.numel(), device=codes.device)
     return torch.zeros(K, device=codes.device).index_add_(0, codes.flatten(), ones)
-
-
-def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:
-    """K centres (K, D) of vectors (N, D): k-means++ and a few Lloyd rounds (scikit-learn).
-
-    One thread, so that the result does not depend on the machine's load.
-    """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        model = KMeans(K, init="k-means++", n_init=1, max_iter=10, random_state=seed)
-        centres = model.fit(vectors.cpu().numpy()).cluster_centers_
-    return torch.from_numpy(centres).to(vectors)

@@ -1,4 +1,4 @@
-"""Stage 2: trains the generator of one (variant, seed) on the codes of its quantizer."""
+"""Stage 2: trains the generator of one (variant, seed) on the codes of its VQGAN."""
 
 from __future__ import annotations
 
@@ -25,55 +25,49 @@ PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen 
 def train(settings: Settings, results=None) -> Run:
     """Trains the generator of these settings, or finds it trained; returns its run.
 
-    Needs the trained quantizer (SettingsError otherwise). Interrupted work goes on from the last
-    checkpoint. Raises NumbersError when loss or gradient are no longer finite.
+    Needs the trained VQGAN (SettingsError otherwise). Interrupted work goes on from the last
+    checkpoint. Raises DivergedError when loss or gradient are no longer finite.
     """
     run = open_run(settings, "stage2", results)
     with run.lock():
         if not run.has_weights:
-            where = devices.detect(settings.precision)
-            evaluator = Evaluator.load(settings, results, where.device)
-            run.start(where, parents(settings, "classifier", "stage1", results=results))
-            Trainer(run, settings, where, evaluator, results).train()
+            Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
 
 
 class Trainer:
-    """Everything one training needs; `train` runs it to the end."""
+    """One training: its data, its steps, and what is written down."""
 
-    def __init__(self, run: Run, settings: Settings, where: devices.Device, evaluator: Evaluator,
-                 results=None):
-        s = settings.stage2
-        self.run, self.settings, self.s, self.where, self.evaluator = run, settings, s, where, evaluator
+    def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
+        self.run, self.settings, self.s, self.where = run, settings, settings.stage2, where
+        self.evaluator = Evaluator.load(settings, results, where.device)
+        run.start(where, parents(settings, "classifier", "stage1", results=results))
         scenes, _ = split_of(settings, "train")
-        codes = encoded_split(settings, "train", evaluator, results)
+        codes = encoded_split(settings, "train", self.evaluator, results)
         self.codes = codes.to(where.device)
         self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
-        self.batches = Batches(len(codes), s.batch, settings.seed)
+        self.batches = Batches(len(codes), self.s.batch, settings.seed)
         devices.seed_everything(settings.seed)
         self.model = build(settings, where.dtype).to(where.device)
-        self.optimizers = build_optimizers(self.model, s)
-        self.update = CudaGraph(partial(update, self.model, self.optimizers, s), where)
-        self.probes = {split: split_of(settings, split, s.probe_scenes) for split in PROBES}
+        self.optimizers = build_optimizers(self.model, self.s)
+        self.update = CudaGraph(partial(update, self.model, self.optimizers, self.s), where)
+        self.probes = {split: split_of(settings, split, self.s.probe_scenes) for split in PROBES}
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         parts = {"model": self.model} | self.optimizers
         loop = self.loop = Loop(self.run, parts, self.s.steps)
-        peaks = {name: [group["initial_lr"] for group in optimizer.param_groups]
-                 for name, optimizer in self.optimizers.items()}
         for step in loop:
             share = schedule(self.s.schedule, step, self.s.steps, self.s.warmup_steps)
-            for name, optimizer in self.optimizers.items():
-                for group, peak in zip(optimizer.param_groups, peaks[name], strict=True):
-                    set_rate(group, peak * share)
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    set_rate(group, group["initial_lr"] * share)
             numbers = self.step(step)
             loop.see(numbers["loss"], numbers.pop("gradient_norm"))
             last = step + 1 == self.s.steps
             if (step + 1) % LOG_EVERY == 0 or last:
                 self.log(step + 1, numbers)
-            due = self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last)
-            if due:
+            if self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last):
                 self.probe(step + 1)
         self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
                          "sequences": self.s.steps * self.batches.batch,
@@ -82,7 +76,7 @@ class Trainer:
                         self.model.state_dict())
 
     def step(self, step: int) -> dict:
-        """One update in one direction."""
+        """One update in one direction; `direction` and what `update` returns."""
         direction = direction_of(step, self.s)
         index = self.batches[step].to(self.where.device, non_blocking=True)
         text, codes = self.captions[index].long(), self.codes[index].long()

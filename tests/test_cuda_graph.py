@@ -13,8 +13,7 @@ from tevq.models.classifier import Classifier
 from tevq.models.transformer import Transformer
 from tevq.runs import devices
 from tevq.runs.devices import Device
-from tevq.train import cuda_graph as replay
-from tevq.train import stage1, stage2
+from tevq.train import cuda_graph, stage1, stage2
 from tevq.train.muon import Muon
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -83,7 +82,7 @@ class Step:
 
 def test_on_a_processor_every_call_is_a_plain_one():
     step = Step()
-    called = replay.CudaGraph(step, CPU)
+    called = cuda_graph.CudaGraph(step, CPU)
     for _ in range(9):
         called(torch.ones(2), 1)
     assert step.python == 9 and step.total.tolist() == [9, 9]
@@ -92,12 +91,12 @@ def test_on_a_processor_every_call_is_a_plain_one():
 def test_a_recorded_step_takes_new_inputs_and_returns_new_results(graphs):
     """Planted faults: inputs of the recording used again; a call lost to the recording."""
     step, plain = Step(), Step()
-    called = replay.CudaGraph(step, GPU)
+    called = cuda_graph.CudaGraph(step, GPU)
     for number in range(12):
         x, scale = torch.tensor([number, 2.0 * number]), 1 + number % 2
         assert called(x, scale).tolist() == plain(x, scale).tolist()
     # each of the two scales: some plain calls and the recording, the rest without Python
-    assert step.python == 2 * (replay.EAGER + 1) and len(called.recordings) == 2
+    assert step.python == 2 * (cuda_graph.EAGER + 1) and len(called.recordings) == 2
     assert graphs == [None, "pool"]  # the second recording shares the memory of the first
 
 
@@ -108,11 +107,11 @@ def test_another_shape_is_another_recording(graphs):
         shapes.append(tuple(x.shape))
         return x
 
-    called = replay.CudaGraph(step, GPU)
+    called = cuda_graph.CudaGraph(step, GPU)
     for shape in ((2, 3), (3, 2), (2, 3)):
-        for _ in range(replay.EAGER + 2):
+        for _ in range(cuda_graph.EAGER + 2):
             called(torch.zeros(shape))
-    assert shapes == [(2, 3)] * (replay.EAGER + 1) + [(3, 2)] * (replay.EAGER + 1)
+    assert shapes == [(2, 3)] * (cuda_graph.EAGER + 1) + [(3, 2)] * (cuda_graph.EAGER + 1)
 
 
 def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsys):
@@ -135,7 +134,7 @@ def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsy
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    called = replay.CudaGraph(refuses, GPU)
+    called = cuda_graph.CudaGraph(refuses, GPU)
     for _ in range(9):
         called(torch.ones(2), 1)
     assert step.total.tolist() == [9, 9] and streams == [torch.cuda.current_stream()]
@@ -146,7 +145,7 @@ def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsy
 def test_rates_are_numbers_on_a_processor():
     """Also after a checkpoint of a GPU, where they are tensors."""
     group = {"params": [torch.zeros(1)], "lr": torch.tensor(0.5)}
-    replay.set_rate(group, 0.25)
+    cuda_graph.set_rate(group, 0.25)
     assert group["lr"] == 0.25 and isinstance(group["lr"], float)
 
 
@@ -155,9 +154,9 @@ def test_a_checkpoint_of_a_processor_can_be_recorded_on_a_gpu():
     with FakeTensorMode():
         optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2, device="cuda"))])
         group = optimizer.param_groups[0] = optimizer.param_groups[0] | {"capturable": False}
-        replay.set_rate(group, 0.25)
+        cuda_graph.set_rate(group, 0.25)
         rate = group["lr"]
-        replay.set_rate(group, 0.5)
+        cuda_graph.set_rate(group, 0.5)
     assert group["capturable"] and rate.device.type == "cuda" and group["lr"] is rate
 
 
@@ -177,12 +176,12 @@ def stage1_steps(settings, replayed: bool) -> list[float]:
     devices.seed_everything(0)
     evaluator = Classifier(8).cuda().eval().requires_grad_(False)
     learner = stage1.Learner(settings.stage1, GPU, losses.feature_distance(evaluator))
-    update = replay.CudaGraph(learner.update, GPU) if replayed else learner.update
+    update = cuda_graph.CudaGraph(learner.update, GPU) if replayed else learner.update
     numbers = []
     for step in range(24):
         x = torch.rand(4, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
         for optimizer in (learner.optimizer, learner.discriminator_optimizer):
-            replay.set_rate(optimizer.param_groups[0], 1e-3 / (step + 1))
+            cuda_graph.set_rate(optimizer.param_groups[0], 1e-3 / (step + 1))
         found, codes = update(2 * x - 1, step >= 12)
         numbers += [float(found["loss"].detach()), float(found["gradient_norm"]),
                     float(codes.float().mean())]
@@ -200,14 +199,14 @@ def stage2_steps(settings, replayed: bool) -> list[float]:
     def plain(text, codes, direction):
         return stage2.update(model, optimizers, s, text, codes, direction)
 
-    update = replay.CudaGraph(plain, GPU) if replayed else plain
+    update = cuda_graph.CudaGraph(plain, GPU) if replayed else plain
     numbers = []
     for step in range(24):
         text = torch.randint(1, 50, (4, 40), device="cuda")
         codes = torch.randint(32, (4, 8, 8), device="cuda")
         for optimizer in optimizers.values():
             group = optimizer.param_groups[0]
-            replay.set_rate(group, group["initial_lr"] / (step + 1))
+            cuda_graph.set_rate(group, group["initial_lr"] / (step + 1))
         found = update(text, codes, stage2.direction_of(step, s))
         numbers += [float(found["loss"]), float(found["gradient_norm"])]
     assert not replayed or len(update.recordings) == 2
