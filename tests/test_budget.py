@@ -25,6 +25,9 @@ class Clock:
         self.now = 1000.0
 
     def time(self) -> float:
+        return 1000.0
+
+    def monotonic(self) -> float:
         self.now += 1
         return self.now
 
@@ -40,15 +43,32 @@ def test_a_deadline_keeps_the_longest_step_and_two_saves_free(monkeypatch):
     assert deadline.needs_a_save
     deadline.saved(2.5)
     assert not deadline.needs_a_save
-    # a second a step: at second 1004, one step and two saves would end at 1010
+    # ten seconds from second 1001: at 1005, one step and two saves would end at 1011
     assert [deadline.near() for _ in range(4)] == [False, False, False, True]
 
 
 def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
     """Planted fault: the text passed on to float."""
     monkeypatch.setenv(budget.VARIABLE, "soon")
-    with pytest.raises(SettingsError, match="TEVQ_DEADLINE = 'soon' is not a time"):
-        budget.Deadline()
+    for text in ("soon", "nan"):
+        monkeypatch.setenv(budget.VARIABLE, text)
+        with pytest.raises(SettingsError, match=f"TEVQ_DEADLINE = '{text}' is not a time"):
+            budget.Deadline()
+
+
+@pytest.mark.parametrize("where, left", [("here", 60), ("elsewhere", 60 - 3600), ("", 60 - 3600)])
+def test_a_deadline_survives_a_changed_clock_on_its_own_machine(where, left, monkeypatch):
+    """Another machine's monotonic clock means nothing here. Planted faults: the time of day used
+    on this machine; another machine's clock believed."""
+    monkeypatch.setattr(budget, "boot", lambda: where)
+    text = budget.deadline(60)
+    monkeypatch.setattr(budget, "boot", lambda: where and "here")
+    monkeypatch.setenv(budget.VARIABLE, text)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)  # somebody sets the clock
+    assert abs(budget.seconds_left() - left) < 5
+    monkeypatch.delenv(budget.VARIABLE)
+    assert budget.seconds_left() == float("inf") == budget.Deadline().at
 
 
 def in_pieces(train, settings, results, monkeypatch, steps_each: int) -> int:

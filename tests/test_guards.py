@@ -41,7 +41,7 @@ from tevq.evaluate import metrics as scoring
 from tevq.models import classifier, quantizer, sampling, transformer, vqgan
 from tevq.report import pages as report
 from tevq.report import stats, tables
-from tevq.runs import checkpoint, devices
+from tevq.runs import devices, storage
 from tevq.runs import run as runs
 from tevq.train import loop, stage1, stage2
 
@@ -469,7 +469,7 @@ def test_shipped_weights_fit_the_networks_exactly():
     assert sorted(file.name.split(".")[0] for file in files) == sorted(runs_with_weights)
     assert len(files) == 5
     for file in files:
-        weights = pretrained.in_type(checkpoint.load_tree(file), torch.float32)
+        weights = pretrained.in_type(storage.load_tree(file), torch.float32)
         kind, _, variant = file.name.split("-")[:3]
         cell = presets.load("laptop", variant if variant in SHIPPED else "te", 0)
         if kind == "classifier":

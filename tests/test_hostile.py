@@ -15,7 +15,7 @@ from tevq import notebook
 from tevq.__main__ import main
 from tevq.config import SettingsError
 from tevq.runs import devices
-from tevq.runs.checkpoint import DamagedFileError, load_tree
+from tevq.runs.storage import DamagedFileError, load_tree
 
 pytestmark = pytest.mark.promise("no-code")
 RUNNING_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -47,7 +47,7 @@ def test_the_search_finds_planted_faults(bad):
 
 
 def test_nothing_in_the_package_runs_data():
-    """Planted faults: torch.save in runs/checkpoint.py; only one folder is looked at."""
+    """Planted faults: torch.save in runs/storage.py; only one folder is looked at."""
     files = list((devices.ROOT / "tevq").rglob("*.py"))
     assert len({path.parent for path in files}) > 5
     for path in files:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,8 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tevq.runs import lock
+from tevq import presets
+from tevq.runs import devices, lock
+from tevq.runs.run import LostLockError, open_run
 from tevq.runs.storage import StorageError
 
 pytestmark = pytest.mark.promise("two-runs")
@@ -21,7 +26,7 @@ pytestmark = pytest.mark.promise("two-runs")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tevq import lock
+from tevq.runs import lock
 with lock.hold(Path(sys.argv[1]), "work"):
     print("held", flush=True)
     time.sleep(60)
@@ -40,13 +45,13 @@ def test_a_second_one_waits_and_says_for_whom(path, capsys):
 
     def second():
         with lock.hold(path, "work") as held:
-            order.append(f"second {held}")
+            order.append(f"second {bool(held)}")
 
     with lock.hold(path, "work"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
-        assert lock.owner(path.with_suffix(".owner"))["pid"] == os.getpid()
+        assert lock.owner(path)["pid"] == os.getpid()
         order.append("first")
     thread.join()
     assert order == ["first", "second True"]
@@ -63,16 +68,22 @@ def test_a_killed_owner_is_followed_at_once(path, capsys):
     give_up = time.monotonic() + 30
     with lock.hold(path, "work", lambda: time.monotonic() > give_up) as held:
         assert held
-    assert f"process {child.pid} was killed" in capsys.readouterr().out
+    assert f"process {child.pid} on {platform.node()} was killed" in capsys.readouterr().out
 
 
-def test_an_owner_on_another_machine_counts_while_it_shows_life(path, monkeypatch, capsys):
-    """The file lock is free, as on a network folder whose locks do not reach the other machine.
-    Planted fault: the note is not looked at, and both machines work."""
+@pytest.mark.parametrize("boot", ["another boot", ""], ids=["cloned machine", "unknown"])
+def test_an_owner_elsewhere_counts_while_it_shows_life(path, boot, monkeypatch, capsys):
+    """The file lock is free, as on a network folder whose locks do not reach the other machine,
+    whose name is ours (a clone) and whose process number means nobody here.
+    Planted faults: the note is not looked at; a host name taken for an identity."""
     monkeypatch.setattr(lock, "STALE", 0.5)
+    monkeypatch.setattr(lock, "SETTLE", 0.05)
+    if not boot:
+        monkeypatch.setattr(lock, "boot", lambda: "")
     path.parent.mkdir()
     note = path.with_suffix(".owner")
-    note.write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": "now"}))
+    note.write_text(json.dumps({"token": "7", "boot": boot, "pid": 2**22 + 1,
+                                "host": platform.node(), "since": "now"}), encoding="utf-8")
     alive_until = time.monotonic() + 1.5
 
     def stop():  # asked before every look; shows a sign of life for a while
@@ -82,8 +93,84 @@ def test_an_owner_on_another_machine_counts_while_it_shows_life(path, monkeypatc
 
     with lock.hold(path, "work", stop) as held:
         assert held and time.monotonic() > alive_until
+        assert lock.owner(path)["token"] == held
     said = capsys.readouterr().out
-    assert "waiting for process 7 on elsewhere" in said and "no sign of life" in said
+    assert f"waiting for process {2**22 + 1} on {platform.node()}" in said
+    assert "no sign of life" in said and "killed" not in said
+
+
+def test_two_that_start_at_once_without_shared_locks_do_not_both_hold(path, monkeypatch):
+    """Planted fault: a note written without looking whether there is one."""
+    monkeypatch.setattr(lock, "_free", lambda lock: True)  # on two machines
+    inside, most = [0], [0]
+
+    def work():
+        with lock.hold(path, "work"):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_two_that_take_over_at_once_do_not_both_hold(path, monkeypatch):
+    """Planted fault: the note not read again after it was replaced."""
+    monkeypatch.setattr(lock, "_free", lambda lock: True)
+    monkeypatch.setattr(lock, "STALE", 1.5)  # far above SETTLE, or they take over for ever
+    monkeypatch.setattr(lock, "SETTLE", 0.3)
+    path.parent.mkdir()
+    path.with_suffix(".owner").write_text("{}", encoding="utf-8")
+    held, over = [], threading.Event()
+
+    def work():
+        with lock.hold(path, "work", over.is_set) as token:
+            if token:
+                held.append(token)
+                over.set()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+
+
+def test_an_owner_that_stood_still_writes_no_more_and_spoils_nothing(tmp_path, monkeypatch):
+    """Another machine has taken the run over. Planted faults: a save without a look at the note;
+    the heartbeat or the end of the old owner touching or deleting the new one's note."""
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
+    run = open_run(presets.load("smoke", "te", 0), "stage1", tmp_path)
+    note = run.folder / ".lock.owner"
+    with run.lock():
+        run.save(1, {"x": torch.ones(1)})
+        note.write_text('{"token": "another"}', encoding="utf-8")
+        os.utime(note, (1, 1))
+        for write in (lambda: run.save(2, {}), lambda: run.log(2, loss=1.0),
+                      lambda: run.finish({}), lambda: run.start(devices.detect())):
+            with pytest.raises(LostLockError, match="another process works on it now"):
+                write()
+        time.sleep(0.2)
+    assert note.stat().st_mtime == 1 and run.steps_saved() == [1] and not run.done
+
+
+def test_a_lock_that_the_file_system_does_not_know(path, monkeypatch):
+    """Planted fault: such a folder cannot be used at all. The note is then the lock."""
+    def refuse(self, timeout):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
+    with lock.hold(path, "work") as held:
+        assert held and lock.owner(path)["token"] == held
+        asked = iter([False, False, True])
+        with lock.hold(path, "work", lambda: next(asked)) as second:
+            assert not second
 
 
 def test_waiting_can_be_given_up(path):
@@ -105,6 +192,6 @@ def test_the_owner_shows_life(path, monkeypatch):
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write .*make room"):
+    with pytest.raises(StorageError, match="cannot write .*Not a directory; choose another"):
         with lock.hold(tmp_path / "file" / "x" / ".lock", "work"):
             pass

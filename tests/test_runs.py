@@ -1,15 +1,21 @@
 """Run folders and checkpoints: names, atomic saves, damage, data order."""
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tevq import presets
 from tevq.config import SettingsError
+from tevq.runs import devices
 from tevq.runs import run as runs
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import open_run
+from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 from tevq.train.loop import Batches, Loop
 
 
@@ -87,14 +93,12 @@ def test_a_failed_save_leaves_the_last_one_alone(tmp_path, monkeypatch):
 @pytest.mark.promise("records")
 def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
     """Planted fault: the stored settings are not compared."""
-    from tevq.runs import devices
-
     run = open_run(settings(), "stage1", tmp_path)
     run.start(devices.detect())
     path = run.folder / "config.json"
-    tree = json.loads(path.read_text())
+    tree = json.loads(path.read_text(encoding="utf-8"))
     tree["settings"]["stage1"]["lr"] = 7.0
-    path.write_text(json.dumps(tree))
+    path.write_text(json.dumps(tree), encoding="utf-8")
     with pytest.raises(SettingsError, match="stage1.lr is 7.0 instead of"):
         run.start(devices.detect())
 
@@ -102,8 +106,6 @@ def test_a_folder_with_other_settings_is_refused_with_the_difference(tmp_path):
 @pytest.mark.promise("records")
 def test_a_training_does_not_go_on_with_other_weights_before_it(tmp_path):
     """Planted fault: after a resume the record names the later weights only."""
-    from tevq.runs import devices
-
     run = open_run(settings(), "stage2", tmp_path)
     run.start(devices.detect(), {"stage1": "aa"})
     run.start(devices.detect(), {"stage1": "bb"})  # nothing was trained yet
@@ -113,12 +115,112 @@ def test_a_training_does_not_go_on_with_other_weights_before_it(tmp_path):
         run.start(devices.detect(), {"stage1": "cc"})
 
 
-def test_record_names_versions_commit_and_device(tmp_path):
-    from tevq.runs import devices
+@pytest.mark.promise("records")
+def test_a_run_knows_its_source_images(tmp_path):
+    """Planted faults: the hash not kept over a restart; another one accepted."""
+    run, where = open_run(settings(), "stage1", tmp_path), devices.detect()
+    run.start(where)
+    run.check_source("aa" * 32)  # a record of before hashes were kept
+    run.start(where, source="aa" * 32)
+    run.start(where)
+    assert run.record["source_sha256"] == "aa" * 32
+    run.check_source("aa" * 32)
+    other = "bb" * 32
+    for refused in (lambda: run.check_source(other), lambda: run.start(where, source=other)):
+        with pytest.raises(SettingsError, match="other source images .SHA-256 aaaaaaaa") as error:
+            refused()
+        assert "\n" not in str(error.value)
 
+
+@pytest.mark.promise("damage")
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"settings": 3', "\0"])
+def test_a_damaged_record_is_written_again(content, tmp_path):
+    """Planted fault: a traceback of the JSON reader."""
     run = open_run(settings(), "stage1", tmp_path)
     run.start(devices.detect())
-    found = json.loads((run.folder / "config.json").read_text())["machine"]
+    (run.folder / "config.json").write_text(content, encoding="utf-8")
+    assert run.made_on == {}
+    run.start(devices.detect())
+    assert run.record["settings"] == run.config
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_finished_run_in_a_read_only_folder_is_read_without_a_lock(tmp_path):
+    """As nobody, because root may write everywhere. Planted faults: a lock wanted for reading;
+    a run that is not finished worked on without one."""
+    done, begun = (open_run(settings(seed=s), "stage1", tmp_path) for s in (0, 1))
+    done.finish({"n": 1}, {"w": torch.ones(2)})
+    begun.save(1, {})
+    for path in (*tmp_path.rglob("*"), tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        said = []
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            with done.lock():
+                said.append(f"{done.weights()['w'].tolist()}")
+            with begun.lock():
+                said.append("worked on it")
+        except BaseException as error:
+            said.append(f"{type(error).__name__}: {error}")
+        finally:
+            os.write(write, "; ".join(said).encode())
+            os._exit(0)
+    os.waitpid(pid, 0)
+    for path in (*tmp_path.rglob("*"), tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    said = os.read(read, 10_000).decode()
+    assert said.startswith("[1.0, 1.0]; StorageError: cannot write"), said
+    assert "make the folder writable" in said
+
+
+@given(st.recursive(
+    st.none() | st.integers(-2**40, 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
+    | st.builds(lambda shape, kind: (50 * torch.randn(shape)).to(kind),
+                st.lists(st.integers(0, 3), max_size=4),
+                st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64,
+                                 torch.int64, torch.uint8, torch.bool])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.text(max_size=3) | st.integers(), inner, max_size=3), max_leaves=8))
+def test_any_tree_comes_back(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        assert same(load_tree(save_tree(Path(folder), "t", tree)), tree)
+
+
+def same(a, b) -> bool:
+    if isinstance(b, torch.Tensor):
+        return a.dtype is b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in b)
+    if isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_tensors_that_share_memory_or_need_gradients_are_saved(tmp_path):
+    """Planted fault: handed to the package as they are, which refuses them."""
+    x = torch.arange(6.0, requires_grad=True)
+    found = load_tree(save_tree(tmp_path, "t", {"a": x, "b": x[2:4], "c": x.detach()}))
+    assert torch.equal(found["b"], x[2:4]) and torch.equal(found["c"], x)
+    found["a"].zero_()  # may be written to, and shares nothing
+    assert found["c"][5] == 5 and not found["a"].requires_grad
+
+
+@pytest.mark.promise("damage")
+@pytest.mark.parametrize("name", ["x", "x.safetensors", "a.b.c"])
+def test_a_file_without_a_checksum_in_its_name_is_refused(tmp_path, name):
+    """Planted fault: IndexError."""
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DamagedFileError):
+        load_tree(tmp_path / name)
+
+
+def test_record_names_versions_commit_and_device(tmp_path):
+    run = open_run(settings(), "stage1", tmp_path)
+    run.start(devices.detect())
+    found = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["machine"]
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"commit", "device", "device_name", "precision", "threads"} <= set(found)
 

@@ -1,12 +1,170 @@
 """Settings: overrides are typed, ranged and named; presets and variants differ as they say."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from tevq import config as settings
 from tevq import presets
-from tevq.config import SettingsError
+from tevq.config import ROOT, Settings, SettingsError, option
+from tevq.grid import choose
+from tevq.models.sampling import check_options
+from tevq.runs.run import open_run, run_config
+
+COMMITTED = sorted(ROOT.glob("results/*/runs/*/*/config.json"))
+GROUPS = ("data", "classifier", "stage1", "stage2", "evaluation")
+KINDS = {  # kinds of runs that a group of settings decides
+    "data": {"classifier", "stage1", "stage2", "evaluation", "quantizer"},
+    "classifier": {"classifier", "stage1", "stage2", "evaluation", "quantizer"},
+    "stage1": {"stage1", "stage2", "evaluation", "quantizer"},
+    "stage2": {"stage2", "evaluation"}, "evaluation": {"evaluation"},
+}
+
+
+def grown(group: type, base: object) -> object:
+    """The same settings in a class with one more field, which stands at its neutral value."""
+    new = dataclasses.make_dataclass(
+        group.__name__, [("made_up", int, option(5, low=0, neutral=5))], bases=(group,),
+        frozen=True)
+    return new(**{f.name: getattr(base, f.name) for f in dataclasses.fields(group)})
+
+
+def with_a_new_setting_everywhere(base: Settings) -> Settings:
+    """Every group, and Settings itself, has one more field."""
+    groups = {name: grown(type(getattr(base, name)), getattr(base, name)) for name in GROUPS}
+    return grown(Settings, dataclasses.replace(base, **groups))
+
+
+def stored(preset: str, tree: dict) -> Settings:
+    """Settings from the part of them that a run stores; the rest is the preset's."""
+    made = presets.load(preset, tree.get("variant", "te"), tree.get("seed", 0))
+    groups = {name: dataclasses.replace(getattr(made, name), **{
+        key: tuple(value) if isinstance(value, list) else value for key, value in part.items()})
+        for name, part in tree.items() if isinstance(part, dict)}
+    return dataclasses.replace(made, precision=tree["precision"], **groups)
+
+
+@pytest.mark.promise("records")
+def test_a_new_setting_at_its_neutral_value_orphans_no_finished_run():
+    """Planted faults: neutral values in the digest; a group of settings forgotten."""
+    assert len(COMMITTED) > 100
+    for path in COMMITTED:
+        tree = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        changed = with_a_new_setting_everywhere(stored(path.parts[-5], tree))
+        run = open_run(changed, path.parts[-3], ROOT / "results")
+        assert (run.folder, run.config) == (path.parent, tree)
+
+
+@pytest.mark.promise("records")
+@pytest.mark.parametrize("kind", KINDS["data"])
+def test_a_new_setting_at_another_value_is_another_run(kind):
+    """Planted faults: left out at every value; only the settings known today are looked at."""
+    base = with_a_new_setting_everywhere(presets.load("smoke", "te"))
+    assert "data.made_up" not in settings.names() and base.data.made_up == 5
+    before = run_config(base, kind)
+    assert before == run_config(presets.load("smoke", "te"), kind)
+    assert run_config(dataclasses.replace(base, made_up=6), kind) == before | {"made_up": 6}
+    for group in GROUPS:
+        other = dataclasses.replace(
+            base, **{group: dataclasses.replace(getattr(base, group), made_up=6)})
+        assert (run_config(other, kind) != before) == (kind in KINDS[group]), group
+    assert base.as_dict(neutral=True)["stage1"]["made_up"] == 5
+
+
+def test_a_variant_unknown_to_the_paper_is_one_record(monkeypatch):
+    """Planted faults: a colour, a default or a forbidden override that knows five names only."""
+    record = presets.Variant("few", {"stage1.codes": 16}, "FEW  16 codes")
+    made = presets.complete(*presets.VARIANTS.values(), record,
+                            presets.Variant("more", {"stage1.codes": 64}, "MORE  64 codes"))
+    few, more = made["few"], made["more"]
+    assert {k: made[k] for k in presets.VARIANTS} == presets.VARIANTS
+    assert few.colour and few.marker and (few.colour, few.marker) != (more.colour, more.marker)
+    assert few.colour not in {v.colour for v in presets.VARIANTS.values()}
+    monkeypatch.setattr(presets, "VARIANTS", made)
+    assert presets.load("smoke", "few").stage1.codes == 16
+    assert presets.load("smoke", "sc", 0, "stage1.codes=16").stage1.codes == 16
+    with pytest.raises(SettingsError, match="stage1.codes belongs to the variant"):
+        presets.load("smoke", "few", 0, "stage1.codes=32")
+    assert choose("laptop").variants == presets.PAPER  # runs when it is named
+    assert choose("laptop", "few,te").variants == ("few", "te")
+    assert "-few-s0-" in open_run(presets.load("smoke", "few"), "stage1", "x").folder.name
+
+
+@pytest.mark.parametrize("name", ["a-b", "a,b", "", "te", "../x"])
+def test_names_of_variants_that_break_folder_names_are_refused(name):
+    with pytest.raises(SettingsError, match="the name must be new"):
+        presets.complete(*presets.VARIANTS.values(), presets.Variant(name, {}, ""))
+
+
+def numeric() -> list[str]:
+    """Names of all settings that are numbers."""
+    tree = Settings().as_dict(neutral=True)
+    flat = {f"{k}.{n}": v for k, part in tree.items() if isinstance(part, dict)
+            for n, v in part.items()}
+    return [k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("name", numeric())
+def test_no_number_accepts_what_is_none(name):
+    """Planted faults: comparisons that not-a-number passes; True taken for 1."""
+    if name in presets.OF_VARIANTS:
+        base = Settings().override
+    else:
+        def base(values):
+            return presets.load("smoke", "sc", 0, values)
+    for value in (True, False, "true", float("nan"), "nan", "inf", float("-inf"), "1e999",
+                  10**400, None, [1], {}, "", "\0"):
+        with pytest.raises(SettingsError) as error:
+            base({name: value})
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("arguments", [
+    {"seeds": True}, {"seeds": 2**31}, {"seeds": "0," + "9" * 5000}, {"seeds": "-1"},
+    {"fraction": True}, {"fraction": float("nan")}, {"fraction": 0}, {"preset": ["smoke"]},
+    {"variants": [["te"]]}, {"overrides": {"stage1.multipliers": (1, True)}},
+    {"overrides": {"stage1.multipliers": (1, 2.5)}}, {"overrides": {"stage1.multipliers": "1-99"}},
+    {"overrides": {"stage1.decay": 1}}, {"overrides": {"data.source": True}},
+    {"overrides": {("a",): 1}}, {"overrides": 5}], ids=str)
+def test_a_grid_refuses_values_of_another_kind(arguments):
+    """Planted faults: only the first seed checked; True counted as 1."""
+    with pytest.raises(SettingsError) as error:
+        choose(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("temperature, top_k", [
+    (True, None), (float("nan"), None), (float("inf"), None), (0, 3), (1.0, True), (1.0, 2.0),
+    (1.0, 0)])
+def test_sampling_refuses_options_that_are_no_numbers(temperature, top_k):
+    """Planted fault: True taken for 1."""
+    check_options(0.5, 3)
+    with pytest.raises(SettingsError):
+        check_options(temperature, top_k)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("path", ["~no-such-user-here/x", "\0"])
+def test_a_folder_that_cannot_be_is_one_line(path, monkeypatch):
+    """Planted fault: expanduser as it is, which raises RuntimeError."""
+    monkeypatch.setenv("TEVQ_RESULTS", path) if path[0] == "~" else None
+    with pytest.raises(SettingsError, match="results folder .* cannot be used"):
+        settings.results_root(path if path[0] != "~" else None)
+
+
+def test_a_user_without_a_home_is_told_so(monkeypatch):
+    """Planted fault: RuntimeError, a traceback."""
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(SettingsError, match="home directory.; write the whole path"):
+        settings.expand("~/.cache/tevq")
 
 
 @pytest.mark.parametrize("text, words", [

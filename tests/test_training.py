@@ -18,7 +18,7 @@ from tevq.models import classifier as classifier_network
 from tevq.models import losses, transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
-from tevq.runs.checkpoint import load_tree
+from tevq.runs.storage import load_tree
 from tevq.runs.run import open_run
 from tevq.train import classifier, loop, stage1, stage2
 

@@ -119,9 +119,8 @@ def test_norm_in_bfloat16_stays_within_its_rounding():
 @pytest.mark.parametrize("stride", [4, 8])
 def test_shapes_and_decoding_of_codes(variant, stride):
     torch.manual_seed(0)
-    changes = presets.VARIANTS[variant]
-    model = VQGAN(dataclasses.replace(SMALL, stride=stride,
-                                      downsample=changes["stage1.downsample"])).eval()
+    downsample = presets.load("smoke", variant).stage1.downsample
+    model = VQGAN(dataclasses.replace(SMALL, stride=stride, downsample=downsample)).eval()
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     y, quantized = model(x)
     assert y.shape == x.shape and quantized.codes.shape == (2, 64 // stride, 64 // stride)

@@ -1,7 +1,7 @@
-"""Every setting of a run, validated, in frozen dataclasses.
+"""Every setting of a run, validated, in frozen dataclasses; and the folder of the results.
 
-A `Settings` object is the whole description of one (preset, variant, seed) cell of the study. Its
-`digest` names the run folder, so a run can never be mistaken for one made with other settings.
+A `Settings` object describes one cell (preset, variant, seed) of the study completely. A digest of
+it names the run folder, so nobody mistakes a run for one with other settings.
 """
 
 from __future__ import annotations
@@ -10,8 +10,16 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass, field
+import math
+import os
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
+
+ROOT = Path(__file__).resolve().parents[1]  # of the repository in an editable installation
+MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
+MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
+CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
 class UserError(Exception):
@@ -34,9 +42,16 @@ def unknown(kind: str, value: Any, allowed) -> SettingsError:
     return SettingsError(f"unknown {kind} {value!r}; allowed: {', '.join(names)}{hint}")
 
 
-def option(default: Any, low: float | None = None, high: float | None = None, choices=None) -> Any:
-    """A dataclass field with its allowed range (inclusive) or choices."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+def option(default: Any, low: float | None = None, high: float | None = None, choices=None,
+           neutral: Any = MISSING) -> Any:
+    """A dataclass field with its allowed range (inclusive; of every number in a tuple) or choices.
+
+    A choice that ends with a colon allows every text that begins with it.
+    neutral: the value with which a run is what it was before this setting existed. A setting at its
+    neutral value is left out of digests and records, so a new setting leaves finished runs valid.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices,
+                                            "neutral": neutral})
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class DataConfig:
     train: int = option(20_000, low=5)
     val: int = option(500, low=5)
     test: int = option(500, low=5)  # also the size of test_seen
-    seed: int = option(0, low=0)  # of the scenes; the same data for every seed of a run
+    seed: int = option(0, low=0, high=MOST_SEED)  # of the scenes; the same for every run
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,11 @@ class Stage1Config:
     orthogonality: float = option(0.0, low=0.0)  # lambda of equation 5
     stride: int = option(4, choices=(2, 4, 8, 16))  # pixels per code and axis
     channels: int = option(16, low=4)
-    multipliers: tuple = option((1, 2, 4))  # of channels, per level; the last one repeats
+    multipliers: tuple = option((1, 2, 4), low=1, high=64)  # of channels, a level; last repeats
     encoder_blocks: int = option(1, low=1)
     decoder_blocks: int = option(2, low=1)
     padding: str = option("replicate", choices=("replicate", "zeros", "circular"))  # encoder
-    codes: int = option(256, low=2, high=65_536)  # K
+    codes: int = option(256, low=2, high=16_384)  # K; equation 2 counts K^2 pairs
     code_dim: int = option(256, low=1)  # C'
     codebook_start: str = option("kmeans", choices=("kmeans", "uniform"))
     warmup_steps: int = option(100, low=0)  # autoencoder steps before the k-means start
@@ -99,8 +114,8 @@ class Stage2Config:
     depth: int = option(4, low=1)
     heads: int = option(2, low=1)
     head_dim: int = option(64, low=4)
-    window: int = option(6, low=1)  # words that a text embedding sees, itself included
-    neighbours: int = option(1, low=0)  # reach of an image embedding, in codes; 0 = its own only
+    window: int = option(6, low=1, high=64)  # words that a text embedding sees, itself included
+    neighbours: int = option(1, low=0, high=32)  # codes an image embedding reaches; 0 = own
     directions: str = option("both", choices=("both", "t2i", "i2t"))
     t2i_share: float = option(0.5, low=0.0, high=1.0)  # of the steps, if directions = both
     target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
@@ -130,11 +145,15 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """One cell of the study."""
+    """One cell of the study.
+
+    Every setting decides the runs that it can change (see `runs.run.run_config`). A setting added
+    later needs a neutral value, see `option`.
+    """
 
     preset: str = "smoke"
     variant: str = "te"
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, high=MOST_SEED)
     precision: str = option("auto", choices=("auto", "float32", "bfloat16"))
     data: DataConfig = DataConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -159,9 +178,17 @@ class Settings:
         _check_combinations(changed)
         return changed
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested plain values, ready for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    def as_dict(self, neutral: bool = False) -> dict[str, Any]:
+        """Nested plain values, ready for JSON; those at their neutral value only if asked for."""
+        return json.loads(json.dumps(_plain(self, neutral)))
+
+
+def _plain(group: Any, neutral: bool) -> Any:
+    if not is_dataclass(group):
+        return group
+    found = ((f, getattr(group, f.name)) for f in fields(group))
+    return {f.name: _plain(value, neutral) for f, value in found
+            if neutral or value != f.metadata.get("neutral", MISSING)}
 
 
 def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
@@ -179,11 +206,10 @@ def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
     return pairs
 
 
-def names(settings: Settings | None = None) -> list[str]:
+def names() -> list[str]:
     """All dotted names that can be overridden."""
-    tree = (settings or Settings()).as_dict()
-    fixed = ("preset", "variant", "seed")
-    leaves = [k for k, v in tree.items() if not isinstance(v, dict) and k not in fixed]
+    tree = Settings().as_dict(neutral=True)
+    leaves = [k for k, v in tree.items() if not isinstance(v, dict) and k not in CELL]
     return leaves + [f"{k}.{n}" for k, v in tree.items() if isinstance(v, dict) for n in v]
 
 
@@ -193,41 +219,36 @@ def digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _replace(settings: Settings, name: str, value: Any) -> Settings:
-    if name not in names(settings):
-        raise unknown("setting", name, names(settings))
-    group, _, leaf = name.rpartition(".")
-    target = getattr(settings, group) if group else settings
-    new = dataclasses.replace(target, **{leaf: _convert(target, leaf, name, value)})
-    return dataclasses.replace(settings, **{group: new}) if group else new
+def check(group: type, name: str, value: Any, label: str = "") -> Any:
+    """`value` in the type of a setting, e.g. `check(EvaluationConfig, "top_k", "38")` -> 38.
 
-
-def _convert(target: Any, leaf: str, name: str, value: Any) -> Any:
-    """`value` in the type of the field, checked against its range or choices."""
-    spec = next(f for f in dataclasses.fields(target) if f.name == leaf)
-    kind = get_type_hints(type(target))[leaf]
+    label: the name in messages. Raises SettingsError for a wrong type or a value out of range.
+    """
+    label, kind = label or name, get_type_hints(group)[name]
     try:
         value = _cast(kind, value)
-    except (TypeError, ValueError):
-        wanted = {"tuple": "whole numbers such as 1-2-4"}.get(kind.__name__, kind.__name__)
-        raise SettingsError(f"{name} = {value!r} is not of type {wanted}") from None
-    choices, low, high = (spec.metadata.get(k) for k in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise SettingsError(f"{name} = {value!r} is not one of {', '.join(map(str, choices))}")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise SettingsError(f"{name} = {value!r} is out of range; it must be {bounds}")
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        wanted = {"tuple": "whole numbers such as 1-2-4", "float": "float (a finite number)"}
+        raise SettingsError(f"{label} = {value!r} is not of type "
+                            f"{wanted.get(kind.__name__, kind.__name__)}") from None
+    told = next(f for f in fields(group) if f.name == name).metadata
+    low, high, choices = told.get("low"), told.get("high"), told.get("choices")
+    if choices and value not in choices and not any(
+            str(choice).endswith(":") and value.startswith(choice) for choice in choices):
+        raise SettingsError(f"{label} = {value!r} is not one of {', '.join(map(str, choices))}")
+    high = MOST if high is None and kind in (int, tuple) else high
+    for number in value if kind is tuple else (value,):
+        if (low is not None and number < low) or (high is not None and number > high):
+            bounds = f"at least {low}" if high in (None, MOST) and number < low else (
+                f"between {low} and {high}")
+            raise SettingsError(f"{label} = {value!r} is out of range; it must be {bounds}")
     return value
 
 
 def _cast(kind: type, value: Any) -> Any:
     if kind is bool:
-        if isinstance(value, str):
-            return {"true": True, "false": False}[value.lower()] if value.lower() in (
-                "true", "false") else int("not a truth value")
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
+        words = {"true": True, "false": False}
+        return value if isinstance(value, bool) else words[str(value).lower()]
     if isinstance(value, bool):
         raise TypeError
     if kind is int:
@@ -235,13 +256,23 @@ def _cast(kind: type, value: Any) -> Any:
         if number != int(number):
             raise ValueError
         return int(number)
+    if kind is float and not math.isfinite(float(value)):
+        raise ValueError
     if kind is tuple:
         parts = value.split("-") if isinstance(value, str) else value
-        parts = tuple(int(p) for p in parts)
-        if not parts or min(parts) < 1:
+        if not (parts := tuple(_cast(int, part) for part in parts)):
             raise ValueError
         return parts
     return kind(value)
+
+
+def _replace(settings: Settings, name: str, value: Any) -> Settings:
+    if name not in names():
+        raise unknown("setting", name, names())
+    group, _, leaf = name.rpartition(".")
+    target = getattr(settings, group) if group else settings
+    new = dataclasses.replace(target, **{leaf: check(type(target), leaf, value, name)})
+    return dataclasses.replace(settings, **{group: new}) if group else new
 
 
 def _check_combinations(settings: Settings) -> None:
@@ -252,3 +283,20 @@ def _check_combinations(settings: Settings) -> None:
             f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "
             "all be orthogonal (equation 5); use codes <= code_dim, or a variant without it"
         )
+
+
+def expand(path: str | Path, name: str = "folder") -> Path:
+    """The absolute path, `~` replaced; `name` is for the message.
+
+    Raises SettingsError when that is impossible: no such user, nobody says where home is.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"{name} {str(path)!r} cannot be used: {error}; write the whole path"
+                            ) from None
+
+
+def results_root(folder: str | Path | None = None) -> Path:
+    """`folder`, else $TEVQ_RESULTS, else `results/` of the repository."""
+    return expand(folder or os.environ.get("TEVQ_RESULTS") or ROOT / "results", "results folder")

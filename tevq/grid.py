@@ -1,6 +1,6 @@
 """Which cells of the study are meant: preset, variants, seeds, tables, overrides, results folder.
 
-The command line and the notebooks both build a `Study`, so both understand the same words.
+The command line and the notebooks both build a `Grid`, so both understand the same words.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tevq import presets
-from tevq.config import Settings, SettingsError, parse_overrides, unknown
+from tevq import config, presets
+from tevq.config import Settings, SettingsError, Stage2Config, unknown
 
 TABLES = (1, 2, 3, 4)  # of the paper; 4 is ours: does the order depend on the stride?
 COMPARED = ("sc", "te")  # the variants of Tables 2 to 4
@@ -74,50 +74,44 @@ class Grid:
     @property
     def folder(self) -> Path:
         """`results/<preset>`; may not exist yet."""
-        from tevq.runs.run import results_root
-
-        return results_root(self.results or None) / self.preset
+        return config.results_root(self.results or None) / self.preset
 
     @property
     def figures(self) -> Path:
-        """Folder of this study's figures."""
+        """Folder of this grid's figures."""
         return self.folder / "figures"
 
     @property
     def table_folder(self) -> Path:
-        """Folder of this study's tables."""
+        """Folder of this grid's tables."""
         return self.folder / "tables"
 
 
 def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: Any = "",
            overrides: Any = "", results: str = "", source: str = "",
            fraction: float = 1.0) -> Grid:
-    """A checked Study; lists may be `"sc,te"`, `["sc", "te"]` or empty (the preset's own).
+    """A checked Grid; lists may be `"sc,te"`, `["sc", "te"]` or empty (the preset's own).
 
     Raises SettingsError for any unknown name or bad value.
     """
-    if preset not in presets.PRESETS:
-        raise unknown("preset", preset, presets.PRESETS)
+    presets.load(preset)  # refuses an unknown one
     own_variants, own_seeds, own_tables = presets.DEFAULTS[preset]
-    found = _words(variants) or own_variants
-    for variant in found:
-        if variant not in presets.VARIANTS:
-            raise unknown("variant", variant, presets.VARIANTS)
     grid = Grid(
         preset,
-        found,
+        _words(variants) or own_variants,
         _numbers("seed", seeds) or own_seeds,
         _numbers("table", tables) or own_tables,
-        parse_overrides(overrides),
+        config.parse_overrides(overrides),
         str(results),
         source,
-        fraction,
+        config.check(Stage2Config, "fraction", fraction),
     )
     for table in grid.tables:
         if table not in TABLES:
             raise unknown("table", table, TABLES)
-    for variant in grid.variants:  # every override is checked against every variant
-        grid.cell(variant, grid.seeds[0], source, fraction)
+    for seed in grid.seeds:
+        for variant in grid.variants:  # every override is checked against every variant
+            grid.cell(variant, seed, source, grid.fraction)
     return grid
 
 
@@ -133,6 +127,6 @@ def _words(value: Any) -> tuple[str, ...]:
 def _numbers(kind: str, value: Any) -> tuple[int, ...]:
     words = _words(value)
     for word in words:
-        if not (word.isascii() and word.isdigit()):
+        if not (word.isascii() and word.isdigit() and len(word) < 20):
             raise SettingsError(f"{kind} {word!r} is not a whole number from 0; write e.g. 0,1,2")
-    return tuple(dict.fromkeys(int(word) for word in words))
+    return tuple(dict.fromkeys(map(int, words)))

@@ -1,12 +1,14 @@
-"""The five variants and the four sizes of the study.
+"""The variants and the four sizes of the study.
 
-A variant changes one thing only. To add one, write a line here (and, for a new way of downsampling,
-a module in `downsample.py`).
+A variant changes one thing only. To add one, add a record to `VARIANTS`; a new way of downsampling
+also needs its layer in `models/`. Nothing else is to be edited.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from tevq.config import (
@@ -17,18 +19,56 @@ from tevq.config import (
     SettingsError,
     Stage1Config,
     Stage2Config,
+    check,
     parse_overrides,
     unknown,
 )
 
-# Table 1 of the paper, in its order
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mb": {"stage1.downsample": "max_blurpool"},
-    "mp": {"stage1.downsample": "maxpool"},
-    "cb": {"stage1.downsample": "conv_blurpool"},
-    "sc": {"stage1.downsample": "strided_conv"},
-    "te": {"stage1.downsample": "strided_conv", "stage1.orthogonality": 10.0},
-}
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training the quantizer, and how figures show it."""
+
+    name: str  # letters, digits and _; part of the run folders' names
+    settings: dict[str, Any]  # dotted name -> value, over those of the preset
+    label: str  # in legends
+    colour: str = ""  # "" = one of SPARE
+    marker: str = ""  # of matplotlib; "" = one of SPARE
+    dashes: Any = "-"  # line style of matplotlib
+
+
+SPARE = (("#E69F00", "P"), ("#999933", "X"), ("#882255", "^"), ("#44AA99", "h"), ("#000000", "d"),
+         ("#332288", "p"))  # (colour, marker) of variants that name none, in turn
+
+
+def complete(*variants: Variant) -> dict[str, Variant]:
+    """Variants by name, each with a colour and a marker."""
+    spare, found = cycle(SPARE), {}
+    for variant in variants:
+        if not variant.name.isidentifier() or variant.name in found:
+            raise SettingsError(f"variant {variant.name!r}: the name must be new, of letters, "
+                                "digits and _")
+        colour, marker = next(spare) if not (variant.colour and variant.marker) else ("", "")
+        found[variant.name] = dataclasses.replace(variant, colour=variant.colour or colour,
+                                                  marker=variant.marker or marker)
+    return found
+
+
+# Table 1 of the paper, in its order. Okabe and Ito's colours, told apart with every common colour
+# blindness; markers and dashes repeat the distinction without colour.
+VARIANTS: dict[str, Variant] = complete(
+    Variant("mb", {"stage1.downsample": "max_blurpool"}, "MB  MaxBlurpool",
+            "#56B4E9", "v", (0, (1, 1))),
+    Variant("mp", {"stage1.downsample": "maxpool"}, "MP  MaxPool",
+            "#009E73", "s", (0, (4, 1, 1, 1))),
+    Variant("cb", {"stage1.downsample": "conv_blurpool"}, "CB  ConvBlurpool",
+            "#CC79A7", "D", (0, (4, 2))),
+    Variant("sc", {"stage1.downsample": "strided_conv"}, "SC  StridedConv", "#0072B2", "o"),
+    Variant("te", {"stage1.downsample": "strided_conv", "stage1.orthogonality": 10.0},
+            "TE  SC + orthogonal codes", "#D55E00", "*"),
+)
+PAPER = ("mb", "mp", "cb", "sc", "te")  # the variants of Table 1; others run when they are named
+OF_VARIANTS = ("stage1.downsample", "stage1.orthogonality")  # what tells those of the paper apart
 
 
 def smoke() -> Settings:
@@ -40,11 +80,11 @@ def smoke() -> Settings:
         preset="smoke",
         data=DataConfig(source="digits", train=1_500, val=100, test=200),
         classifier=ClassifierConfig(width=8, steps=300, batch=64),
-        stage1=Stage1Config(channels=8, multipliers=(1, 2, 2), decoder_blocks=1, codes=32, code_dim=32,
-                      warmup_steps=80, steps=300, batch=8, disc_start=290, disc_channels=8,
-                      disc_layers=2, decay=True),
-        stage2=Stage2Config(dim=64, depth=2, heads=2, head_dim=32, steps=100, batch=16, warmup_steps=20,
-                      probe_every=50, probe_scenes=20),
+        stage1=Stage1Config(channels=8, multipliers=(1, 2, 2), decoder_blocks=1, codes=32,
+                            code_dim=32, warmup_steps=80, steps=300, batch=8, disc_start=290,
+                            disc_channels=8, disc_layers=2, decay=True),
+        stage2=Stage2Config(dim=64, depth=2, heads=2, head_dim=32, steps=100, batch=16,
+                            warmup_steps=20, probe_every=50, probe_scenes=20),
         evaluation=EvaluationConfig(scenes=60),
     )
 
@@ -55,10 +95,10 @@ def laptop() -> Settings:
         preset="laptop",
         data=DataConfig(source="mnist", train=100_000, val=1_000, test=1_500),
         classifier=ClassifierConfig(width=24, steps=4_000, batch=100),
-        stage1=Stage1Config(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000, batch=8,
-                      decay=True),
+        stage1=Stage1Config(channels=16, decoder_blocks=1, warmup_steps=600, steps=4_000,
+                            batch=8, decay=True),
         stage2=Stage2Config(window=8, neighbours=2, t2i_share=0.75, steps=14_000, batch=16,
-                      warmup_steps=200, probe_every=1_000),
+                            warmup_steps=200, probe_every=1_000),
     )
 
 
@@ -69,9 +109,9 @@ def gpu() -> Settings:
         data=DataConfig(source="mnist", train=300_000, val=3_000, test=3_000),
         classifier=ClassifierConfig(width=64, steps=6_000),
         stage1=Stage1Config(channels=64, multipliers=(1, 2, 2), perceptual_weight=0.2, steps=4_000,
-                      batch=128, disc_start=3_000, disc_channels=32, decay=True),
+                            batch=128, disc_start=3_000, disc_channels=32, decay=True),
         stage2=Stage2Config(dim=256, depth=6, heads=4, steps=12_000, batch=256, warmup_steps=500,
-                      probe_every=1_000, probe_scenes=500),
+                            probe_every=1_000, probe_scenes=500),
         evaluation=EvaluationConfig(batch=1_000),
     )
 
@@ -87,11 +127,11 @@ def paper() -> Settings:
         data=DataConfig(source="mnist", train=300_000, val=3_000, test=3_000),
         classifier=ClassifierConfig(width=64, steps=6_000),
         stage1=Stage1Config(channels=128, multipliers=(1, 2, 2), codebook_start="uniform",
-                      warmup_steps=0, perceptual="lpips-vgg", perceptual_weight=1.0,
-                      steps=62_500, batch=192, lr=1.536e-3),
+                            warmup_steps=0, perceptual="lpips-vgg", perceptual_weight=1.0,
+                            steps=62_500, batch=192, lr=1.536e-3),
         stage2=Stage2Config(dim=256, depth=8, heads=8, window=1, neighbours=0, steps=60_000,
-                      batch=200, optimizer="adam", lr=1e-3, beta2=0.999, warmup_steps=3_000,
-                      schedule="restarts", probe_every=3_000, probe_scenes=500),
+                            batch=200, optimizer="adam", lr=1e-3, beta2=0.999, warmup_steps=3_000,
+                            schedule="restarts", probe_every=3_000, probe_scenes=500),
         evaluation=EvaluationConfig(batch=500),
     )
 
@@ -101,9 +141,9 @@ PRESETS = {"smoke": smoke, "laptop": laptop, "gpu": gpu, "paper": paper}
 # What `run_all.sh` does when it is not told: (variants, seeds, tables)
 DEFAULTS: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
     "smoke": (("sc", "te"), (0,), (1, 2, 3)),
-    "laptop": (tuple(VARIANTS), (0, 1, 2), (1,)),
-    "gpu": (tuple(VARIANTS), (0, 1, 2), (1, 2, 3, 4)),
-    "paper": (tuple(VARIANTS), (0, 1, 2), (1, 2, 3)),
+    "laptop": (PAPER, (0, 1, 2), (1,)),
+    "gpu": (PAPER, (0, 1, 2), (1, 2, 3, 4)),
+    "paper": (PAPER, (0, 1, 2), (1, 2, 3)),
 }
 
 
@@ -113,17 +153,15 @@ def load(preset: str = "smoke", variant: str = "te", seed: int = 0,
 
     Raises SettingsError for unknown names and bad values.
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    for kind, name, known in (("preset", preset, PRESETS), ("variant", variant, VARIANTS)):
+        if not isinstance(name, str) or name not in known:
+            raise unknown(kind, name, known)
+    if isinstance(seed, str):  # "0" would pass as 0
         raise SettingsError(f"seed {seed!r} is not allowed; use a whole number from 0")
-    settings = PRESETS[preset]()
-    fixed = {"stage1.downsample", "stage1.orthogonality"}
-    changes = parse_overrides(overrides)
-    if clash := fixed & set(changes):
+    own, changes = VARIANTS[variant].settings, parse_overrides(overrides)
+    if clash := {*OF_VARIANTS, *own} & set(changes):
         raise SettingsError(f"{', '.join(sorted(clash))} belongs to the variant; "
                             "choose a variant, or add one to tevq/presets.py")
-    settings = dataclasses.replace(settings, variant=variant, seed=seed)
-    return settings.override({**VARIANTS[variant], **changes})
+    settings = dataclasses.replace(PRESETS[preset](), variant=variant,
+                                   seed=check(Settings, "seed", seed))
+    return settings.override({**own, **changes})

@@ -28,9 +28,8 @@ from tevq.models import transformer, vqgan
 from tevq.models.transformer import Transformer
 from tevq.report import tables
 from tevq.runs import devices
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import Run, open_run
-from tevq.runs.storage import write_atomically
+from tevq.runs.storage import DamagedFileError, load_tree, save_tree, write_atomically
 
 PRESET, SEED = "laptop", "0"
 CHECKED = 200  # validation scenes on which rounding is measured

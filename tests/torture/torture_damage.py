@@ -11,8 +11,8 @@ from tevq import presets
 from tevq.config import DataConfig
 from tevq.data import scenes
 from tevq.data.source import load_source
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import open_run
+from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
 
 def damages(content: bytes):

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from tevq.config import DataConfig, SettingsError, digest, unknown
 from tevq.data import captions
@@ -24,7 +25,6 @@ from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
 from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, render
 from tevq.data.source import ITEM_SIZE, SourceImages, cache_folder, class_names, load_source
 from tevq.runs.storage import write_atomically, write_json
-from tevq.runs.tensorfile import load, save
 
 __all__ = [
     "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
@@ -218,7 +218,7 @@ def load_scenes(data: DataConfig, split: str) -> Scenes:
     try:
         # the manifest first: whoever sees the arrays must find it
         write_json(path.with_suffix(".json"), {**key, **manifest(scenes, data.source)})
-        write_atomically(path, save({k: torch.from_numpy(v) for k, v in scenes.arrays().items()}))
+        write_atomically(path, safetensors.numpy.save(scenes.arrays()))
     except OSError as error:
         print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
     return scenes
@@ -271,11 +271,10 @@ def _read(path: Path, key: dict) -> Scenes | None:
         return None
     try:
         told = json.loads(path.with_suffix(".json").read_text())
-        arrays, _ = load(path.read_bytes())
-        scenes = Scenes(**{name: array.numpy() for name, array in arrays.items()})
+        scenes = Scenes(**safetensors.numpy.load(path.read_bytes()))
         if scenes.sha256() == told["sha256"] and all(told.get(k) == v for k, v in key.items()):
             return scenes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         pass
     print(f"tevq: stored scenes {path} are damaged; building them again", file=sys.stderr)
     return None

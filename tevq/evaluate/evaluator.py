@@ -20,8 +20,8 @@ from tevq.models.sampling import generate_captions, generate_images
 from tevq.models.transformer import Transformer
 from tevq.models.vqgan import VQGAN
 from tevq.runs import devices
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
 from tevq.runs.run import open_run
+from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
 CHUNK = 128  # scenes that are rendered, encoded or decoded at a time
 

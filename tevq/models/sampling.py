@@ -59,9 +59,9 @@ def choose(
 
 
 def check_options(temperature: float, top_k: int | None) -> None:
-    if not temperature > 0:
+    if isinstance(temperature, bool) or not 0 < temperature < float("inf"):
         raise SettingsError(f"temperature = {temperature!r} must be > 0; use greedy=True for 0")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+    if top_k is not None and (type(top_k) is not int or top_k < 1):  # True is no number
         raise SettingsError(f"top_k = {top_k!r} must be an integer >= 1, or None for no limit")
 
 

@@ -20,15 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-# Okabe and Ito's colours, told apart with every common colour blindness; markers and dashes repeat
-# the distinction without colour
-COLOURS_OF = {"mb": "#56B4E9", "mp": "#009E73", "cb": "#CC79A7", "sc": "#0072B2", "te": "#D55E00"}
-MARKERS_OF = {"mb": "v", "mp": "s", "cb": "D", "sc": "o", "te": "*"}
-DASHES_OF = {"mb": (0, (1, 1)), "mp": (0, (4, 1, 1, 1)), "cb": (0, (4, 2)), "sc": "-", "te": "-"}
-NAMES_OF = {
-    "mb": "MB  MaxBlurpool", "mp": "MP  MaxPool", "cb": "CB  ConvBlurpool", "sc": "SC  StridedConv",
-    "te": "TE  SC + orthogonal codes",
-}
+from tevq.presets import VARIANTS
+
+COLOURS_OF = {name: variant.colour for name, variant in VARIANTS.items()}
+MARKERS_OF = {name: variant.marker for name, variant in VARIANTS.items()}
+DASHES_OF = {name: variant.dashes for name, variant in VARIANTS.items()}
+NAMES_OF = {name: variant.label for name, variant in VARIANTS.items()}
 # Cases from few to many items get darker; the center control is orange
 CASE_COLOURS = {"quad1": "#9ECAE1", "quad2": "#4F9BCB", "quad3": "#1F6CB0", "quad4": "#08306B",
                 "center": "#E69F00"}

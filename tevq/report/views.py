@@ -273,7 +273,8 @@ def _images(s: Stage1Config) -> int:
 def differences(grid: Grid) -> pd.DataFrame:
     """Settings of this study that differ from preset `paper`: name, here, paper."""
     s = grid.settings
-    here, paper = s.as_dict(), presets.load("paper", s.variant, s.seed).as_dict()
+    here = s.as_dict(neutral=True)
+    paper = presets.load("paper", s.variant, s.seed).as_dict(neutral=True)
     return pd.DataFrame([
         {"setting": f"{group}.{name}", "here": str(value), "paper": str(paper[group][name])}
         for group, values in here.items() if isinstance(values, dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import random
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository in an editable installation
+from tevq.config import ROOT
 
-
+SOURCES = ("tevq", "notebooks", "requirements.txt", "run_all.sh", "pyproject.toml")
 # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD (bytes asked for at a time)
 KEEP = {-4: 0, -1: 2**31 - 1, -2: 2**26}
 
@@ -35,11 +36,6 @@ class Device:
         """`float32` or `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """channels_last pays wherever bfloat16 does; elsewhere it is at worst neutral."""
-        return torch.channels_last
-
     def autocast(self):
         """Context in which convolutions and matrix products run in `dtype`."""
         if self.dtype is torch.float32:
@@ -51,7 +47,10 @@ def detect(precision: str = "auto") -> Device:
     """The best device, with bfloat16 where its hardware has it (`precision="auto"`)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 to 10 bits there
+    # float32 means float32: by default cuDNN rounds it to 10 bits, and the environment can ask
+    # for the same in matrix products
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
     dtype = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fast) else None
     return Device(device, dtype or torch.float32)
@@ -90,6 +89,46 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
+def exact_float32(device: torch.device) -> bool:
+    """Measured: float32 products and convolutions keep a bit that TF32 and bfloat16 round away."""
+    x = torch.full((1, 1, 512, 512), 1 + 2.0**-12, device=device)
+    one = torch.ones(16, 16, 1, 1, device=device)
+    image = x.view(1, 16, 128, 128)
+    return bool((x @ torch.eye(512, device=device) == x).all()
+                and (torch.conv2d(image, one) == 16 * x.max()).all())
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Processor cores that this process may use: by affinity, and by the quota of its container.
+
+    root: where `proc` and `sys` lie. A quota of one and a half cores counts as one.
+    """
+    found = [float(os.cpu_count() or 1)]
+    if hasattr(os, "sched_getaffinity"):
+        found.append(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)  # "0::/path" (version 2), "4:cpu,cpuacct:/path" (1)
+            if not kinds or "cpu" in kinds.split(","):
+                place = Path(path.strip("/"))  # seen from a container, it may not exist
+                found += [_quota(root / "sys/fs/cgroup" / kinds / folder)
+                          for folder in (place, *place.parents)]
+    return max(1, int(min(found)))
+
+
+def _quota(group: Path) -> float:
+    """Cores that a control group may use, of either version; infinite without a limit."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        try:
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        except OSError:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")
+                             for name in ("quota", "period"))
+        if float(quota) > 0:  # "max" and -1 are no limit
+            return float(quota) / float(period)
+    return math.inf
+
+
 def record(devices: Device) -> dict:
     """Versions, commit and device, for the record of a run."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -101,29 +140,42 @@ def record(devices: Device) -> dict:
         "device": devices.device.type,
         "device_name": name,
         "precision": devices.precision,
+        "float32_is_exact": exact_float32(devices.device),
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "processes": 1,  # as in the records of before
+        "cores": cores(),
         "system": platform.system(),
     }
 
 
-def commit() -> str:
-    """Commit of the repository, with `-dirty` when package or notebooks differ; else unknown."""
-    git = ["git", "-C", str(ROOT)]
+def commit(root: Path = ROOT) -> str:
+    """Commit of the repository, with `-dirty` when what decides results differs; else unknown.
+
+    Unknown is also a copy of the package that lies inside another repository.
+    """
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "tevq", "notebooks"],
-                                 capture_output=True, text=True)
+        told = _git(root, "rev-parse", "--show-toplevel", "HEAD")
+        if "dubious ownership" in told.stderr:
+            return "unknown (git refuses: dubious ownership)"
+        top, _, head = told.stdout.strip().partition("\n")
+        if told.returncode or not os.path.samefile(top, root):
+            return "unknown"
+        changed = _git(root, "status", "--porcelain", "--", *SOURCES)
     except OSError:
         return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+    return head + ("-dirty" if changed.returncode or changed.stdout.strip() else "")
+
+
+def _git(root: Path, *words: str) -> subprocess.CompletedProcess:
+    """Git in a folder, in English, whatever repository the environment names (as in hooks)."""
+    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE")}
+    return subprocess.run(["git", "-C", str(root), *words], env=env | {"LC_ALL": "C"},
+                          capture_output=True, encoding="utf-8", errors="replace")
 
 
 def _processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.devices()
+    return platform.processor() or platform.machine()

@@ -2,6 +2,7 @@
 
 `results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON
 object a line), `summary.json` (when finished) and `state/` (checkpoints, weights; not committed).
+One process at a time works on a run, see lock.py.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq.config import Settings, SettingsError, digest
-from tevq.runs import devices, lock
-from tevq.runs.checkpoint import DamagedFileError, load_tree, save_tree
-from tevq.runs.storage import write_atomically, write_json, writing
+from tevq.config import Settings, SettingsError, UserError, digest, results_root
+from tevq.runs import devices
+from tevq.runs.lock import hold, now, owner
+from tevq.runs.storage import (
+    DamagedFileError,
+    StorageError,
+    load_tree,
+    read_json,
+    save_tree,
+    write_atomically,
+    write_json,
+    writing,
+)
 
 PARTS = {  # the groups of settings that decide each kind of run
     "classifier": ("data", "classifier"),
@@ -28,25 +36,26 @@ PARTS = {  # the groups of settings that decide each kind of run
     "evaluation": ("data", "classifier", "stage1", "stage2", "evaluation"),
     "quantizer": ("data", "classifier", "stage1"),
 }
+UNUSED = {  # of the settings of the data, what changes nothing in a run
+    "classifier": ("train", "val", "test", "seed"),  # one classifier judges all scenes of a source
+    "stage1": ("val", "test"),
+}
 KEEP = 2  # checkpoints of an unfinished run
 
 
-def results_root(folder: str | Path | None = None) -> Path:
-    """`folder`, else $TEVQ_RESULTS, else `results/` of the repository."""
-    return Path(folder or os.environ.get("TEVQ_RESULTS") or devices.ROOT / "results").resolve()
+class LostLockError(UserError):
+    """This process stood still for so long that another one took over; it must not write."""
 
 
 def run_config(settings: Settings, kind: str) -> dict[str, Any]:
-    """The settings that decide a run of this kind, nested."""
+    """The settings that decide a run of this kind, nested; without those at neutral values."""
     tree = settings.as_dict()
-    config = {part: tree[part] for part in PARTS[kind]} | {"precision": settings.precision}
-    if kind == "classifier":
-        # one classifier judges all scenes of a source, whatever their number or seed
-        config["data"] = {"source": settings.data.source}
-        return config
-    if kind == "stage1":
-        config["data"] = {key: tree["data"][key] for key in ("source", "train", "seed")}
-    return config | {"variant": settings.variant, "seed": settings.seed}
+    config = {name: value for name, value in tree.items()
+              if name in PARTS[kind] or not isinstance(value, dict)}
+    config["data"] = {name: value for name, value in tree["data"].items()
+                      if name not in UNUSED.get(kind, ())}
+    of_the_folder = ("preset", "variant", "seed") if kind == "classifier" else ("preset",)
+    return {name: value for name, value in config.items() if name not in of_the_folder}
 
 
 def open_run(settings: Settings, kind: str, results: str | Path | None = None) -> Run:
@@ -57,7 +66,7 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
 
 
 def label(settings: Settings, kind: str) -> str:
-    """What a run's folder and figures are called: items, variant, seed, and what is unusual."""
+    """What a run's folder and figures are called: items, variant, seed, another stride."""
     words = [settings.data.source]
     if kind != "classifier":
         words += [settings.variant, f"s{settings.seed}"]
@@ -78,6 +87,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
+    token: str = field(default="", repr=False, compare=False)  # while this process holds the lock
 
     @property
     def name(self) -> str:
@@ -91,61 +101,93 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """The finished run's summary, or None."""
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / "summary.json").read_text())
-        return None
+        return read_json(self.folder / "summary.json") or None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`config.json`, see `start`; empty when it is absent or damaged."""
+        return read_json(self.folder / "config.json")
 
     @property
     def made_on(self) -> dict[str, Any]:
-        """What it ran on, as `config.json` says (see `machine.record`); empty when it says nothing.
-        """
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return json.loads((self.folder / "config.json").read_text())["machine"]
-        return {}
+        """What it ran on (see `devices.record`); empty when the record says nothing."""
+        return self.record.get("machine", {})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process works on a run; a second one waits. Falls with a killed process."""
-        with lock.hold(self.folder / ".lock", self.name):
-            yield
+        """Only one process works on a run; a second one waits. Falls with a killed process.
 
-    def start(self, device: devices.Device, parents: dict[str, str] | None = None) -> None:
-        """Writes `config.json`: settings, the weights it starts from, and the machine.
-
-        Raises SettingsError if the folder holds other settings (it has been tampered with), or the
-        checkpoints of a training that started from other weights.
+        A finished run in a folder that cannot be written is read without a lock.
         """
-        path, own = self.folder / "config.json", parents or {}
-        if path.exists():
-            tree = json.loads(path.read_text())
-            if (found := tree["settings"]) != self.config:
-                raise SettingsError(f"{path} holds other settings than this run: "
-                                    f"{_difference(found, self.config)}; delete the folder")
-            before = tree.get("built_on", own)
-            if before != own and self._checkpoints():
-                raise SettingsError(f"{self.folder} was begun on other weights: "
-                                    f"{_difference(before, own)}; delete its folder state")
-        write_json(path, {"settings": self.config, "built_on": own,
-                          "machine": devices.record(device)})
+        with contextlib.ExitStack() as stack:
+            try:
+                self.token = stack.enter_context(hold(self.folder / ".lock", self.name))
+            except StorageError:
+                if not self.done:
+                    raise
+            try:
+                yield
+            finally:
+                self.token = ""
+
+    def _check_lock(self) -> None:
+        if self.token and owner(self.folder / ".lock").get("token") != self.token:
+            raise LostLockError(f"{self.name}: another process works on it now, because this one "
+                                "showed no sign of life; nothing is lost, run it again")
+
+    def start(self, device: devices.Device, parents: dict[str, str] | None = None,
+              source: str = "") -> None:
+        """Writes `config.json`: settings, the weights it starts from, its data, and the machine.
+
+        source: SHA-256 of the source images. Raises SettingsError if the folder holds other
+        settings (it has been tampered with) or was made from other images, or has checkpoints of a
+        training that started from other weights.
+        """
+        self._check_lock()
+        tree, own = self.record, parents or {}
+        if (found := tree.get("settings", self.config)) != self.config:
+            raise SettingsError(f"{self.folder / 'config.json'} holds other settings than this "
+                                f"run: {_difference(found, self.config)}; delete the folder")
+        before = tree.get("built_on", own)
+        if before != own and self._checkpoints():
+            raise SettingsError(f"{self.folder} was begun on other weights: "
+                                f"{_difference(before, own)}; delete its folder state")
+        self.check_source(source)
+        source = source or tree.get("source_sha256", "")
+        write_json(self.folder / "config.json", {"settings": self.config, "built_on": own} | (
+            {"source_sha256": source} if source else {}) | {"machine": devices.record(device)})
+
+    def check_source(self, sha256: str) -> None:
+        """Raises SettingsError when the record names other source images than these.
+
+        Records without a hash, of before it was kept, are accepted.
+        """
+        found = self.record.get("source_sha256", "")
+        if found and sha256 and found != sha256:
+            raise SettingsError(f"{self.folder} was made from other source images (SHA-256 "
+                                f"{found[:8]}..., now {sha256[:8]}...); put those back in TEVQ_DATA"
+                                " or delete the folder")
 
     def log(self, step: int, **numbers: float) -> None:
         """Appends one line to `metrics.jsonl`."""
+        self._check_lock()
         line = {"step": step} | {key: _rounded(value) for key, value in numbers.items()}
         path = self.folder / "metrics.jsonl"
-        with writing(path), path.open("a") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines, oldest first; an unfinished last line is left out."""
         rows = []
         with contextlib.suppress(OSError):
-            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+            for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):
                     rows.append(json.loads(line))
         return rows
 
     def save(self, step: int, state: Any) -> None:
         """Saves a checkpoint and forgets all but the newest two."""
+        self._check_lock()
         save_tree(self.folder / "state", f"step-{step:09d}", {"step": step, "state": state})
         for old in self._checkpoints()[KEEP:]:
             old.unlink(missing_ok=True)
@@ -172,10 +214,10 @@ class Run:
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
         """Saves weights, then the summary that makes the run `done`; drops checkpoints.
 
-        The summary gets the checksum of the weights.
-
-        A summary of an earlier training goes first: it must never stand beside other weights.
+        The summary gets the checksum of the weights. A summary of an earlier training goes first:
+        it must never stand beside other weights.
         """
+        self._check_lock()
         (self.folder / "summary.json").unlink(missing_ok=True)
         if weights is not None:
             state = self.folder / "state"
@@ -183,7 +225,7 @@ class Run:
                 old.unlink()
             save_tree(self.folder / "state", "weights", weights)
             summary = summary | {"weights": self.checksum}
-        write_json(self.folder / "summary.json", summary | {"finished": time.strftime("%F %T")})
+        write_json(self.folder / "summary.json", summary | {"finished": now()})
         for path in self._checkpoints():
             path.unlink(missing_ok=True)
 

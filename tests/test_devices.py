@@ -1,0 +1,149 @@
+"""What we run on: kept memory, exact float32, usable cores, and the commit of the record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tevq.runs import devices
+
+PROGRAM = """
+import resource, torch
+from tevq.runs import devices
+{first}
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):  # the heap grows to what is needed
+    torch.ones(2**24)
+before = faults()
+for _ in range(10):
+    torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
+print(faults() - before)
+"""
+
+
+def faults(first: str) -> int:
+    """Pages that the kernel had to hand out for ten tensors, one after the other."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(first=first)], cwd=devices.ROOT,
+                          capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not devices.keep_freed_memory(), reason="the C library has no mallopt")
+def test_freed_memory_is_kept_for_the_next_step():
+    """Planted fault: `detect` does not ask for it."""
+    assert faults("") > 10 * 1_000  # a fault a page, or a huge page at a time
+    assert faults("devices.detect()") < 1_000
+
+
+FLOAT32 = """
+import torch
+from tevq.runs import devices
+where = devices.detect("float32")
+print(torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
+      torch.backends.cudnn.allow_tf32, devices.record(where)["float32_is_exact"])
+"""
+
+
+def test_float32_means_float32_whatever_the_environment_asks():
+    """Planted fault: the default of the library, which this variable changes, is left."""
+    done = subprocess.run([sys.executable, "-c", FLOAT32], cwd=devices.ROOT, text=True,
+                          env=os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"},
+                          stdout=subprocess.PIPE, check=True)
+    assert done.stdout.split() == ["highest", "False", "False", "True"]
+
+
+def test_rounded_products_are_noticed(monkeypatch):
+    """The record tells what holds, measured. Planted fault: a switch is read instead."""
+    assert devices.exact_float32(torch.device("cpu"))
+    for name in ("conv2d", "eye"):  # the convolution, and the matrix product by way of its factor
+        original = getattr(torch, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, name, lambda *words, original=original, **more: original(
+                *words, **more).bfloat16().float() * (1 + 2.0**-20))
+            assert not devices.exact_float32(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("told, files, expected", [
+    ("0::/", {"cpu.max": "150000 100000"}, 1),
+    ("0::/", {"cpu.max": "300000 100000"}, 3),
+    ("0::/", {"cpu.max": "max 100000"}, 8),
+    ("0::/", {"cpu.max": "5000 100000"}, 1),
+    ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+    ("0::/a/b", {"cpu.max": "nonsense"}, 8),
+    ("3:memory:/\n4:cpu,cpuacct:/docker/x", {
+        "cpu,cpuacct/cpu.cfs_quota_us": "400000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 4),
+    ("4:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 8),
+    ("4:cpuset:/x", {"cpuset/x/cpu.cfs_quota_us": "1", "cpuset/x/cpu.cfs_period_us": "1"}, 8),
+    ("", {}, 8), ("nonsense", {}, 8)])
+def test_cores_are_those_that_may_be_used(told, files, expected, tmp_path, monkeypatch):
+    """Planted faults: a container's quota not looked at; only its innermost group."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    write(tmp_path / "proc/self/cgroup", told + "\n")
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text + "\n")
+    assert devices.cores(tmp_path) == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert devices.cores(tmp_path) == 1
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@y",
+                           *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    if not shutil.which("git"):
+        pytest.skip("there is no git")
+    root = tmp_path / "repository"
+    for name in devices.SOURCES:
+        write(root / name / "x" if "." not in name else root / name, "1")
+    git(root.parent, "init", "-q", str(root))
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "x")
+    return root
+
+
+@pytest.mark.promise("records")
+@pytest.mark.parametrize("name", devices.SOURCES)
+def test_the_commit_says_whether_anything_that_counts_was_changed(repository, name, monkeypatch):
+    """Planted faults: only the package looked at; the repository that a hook names."""
+    head = git(repository, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/somewhere/else")
+    assert devices.commit(repository) == head
+    write(repository / "README.md", "changed")
+    assert devices.commit(repository) == head
+    write(repository / name / "x" if "." not in name else repository / name, "2")
+    assert devices.commit(repository) == head + "-dirty"
+
+
+@pytest.mark.promise("records")
+def test_a_copy_inside_another_repository_has_no_commit(repository, tmp_path):
+    """A ZIP unpacked there, or a copy in its virtual environment. Planted fault: the other
+    repository's commit."""
+    for place in ("unpacked", ".venv/lib/site-packages"):
+        write(repository / place / "tevq/x", "1")
+        assert devices.commit(repository / place) == "unknown"
+    assert devices.commit(tmp_path) == "unknown"
+    assert devices.commit(tmp_path / "absent") == "unknown"
+
+
+@pytest.mark.promise("records")
+def test_a_repository_of_somebody_else_is_named(repository, monkeypatch):
+    """Planted fault: a silent "unknown"."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    assert devices.commit(repository) == "unknown (git refuses: dubious ownership)"
