@@ -10,7 +10,7 @@ import torch
 from small import FEATURES, tiny
 
 from tevq.config import SettingsError
-from tevq.data.source import load_source
+from tevq.data.source import SourceImages, load_source
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator, examples
 from tevq.evaluate.equivariance import Probe
@@ -18,8 +18,8 @@ from tevq.models import classifier as classifier_network
 from tevq.models import losses, transformer, vqgan
 from tevq.runs import devices
 from tevq.runs import run as runs
-from tevq.runs.storage import load_tree
 from tevq.runs.run import open_run
+from tevq.runs.storage import load_tree
 from tevq.train import classifier, loop, stage1, stage2
 
 
@@ -95,6 +95,21 @@ def test_stage2_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monk
     again, whole = stage2.train(s, tmp_path), open_run(s, "stage2", trained)
     assert same_tree(again.weights(), whole.weights())
     assert again.metrics() == whole.metrics()
+
+
+def test_other_source_images_under_the_same_name_are_refused(trained, tmp_path, monkeypatch):
+    """Planted faults: no hash in the records; Stage 2 trained on codes of other images."""
+    wanted = load_source("digits", "train").sha256()
+    for kind in ("classifier", "stage1", "stage2"):
+        assert open_run(tiny(), kind, trained).record["source_sha256"] == wanted
+    stage1.train(tiny(), tmp_path)
+    monkeypatch.setattr(SourceImages, "sha256", lambda self: "0" * 64)
+    refusal = "stage1/.* was made from other source images"
+    with pytest.raises(SettingsError, match=refusal):
+        stage2.train(tiny(), tmp_path)
+    next((open_run(tiny(), "stage1", tmp_path).folder / "state").glob("weights.*")).unlink()
+    with pytest.raises(SettingsError, match=refusal):  # trained again, as there are no weights
+        stage1.train(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize("value", ["", "4"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -46,7 +47,9 @@ def option(default: Any, low: float | None = None, high: float | None = None, ch
            neutral: Any = MISSING) -> Any:
     """A dataclass field with its allowed range (inclusive; of every number in a tuple) or choices.
 
-    A choice that ends with a colon allows every text that begins with it.
+    choices: allowed values, or where the package holds a dictionary of them by name. It is read
+    when a value is checked, so a new entry there is allowed at once. A choice that ends with a
+    colon allows every text that begins with it.
     neutral: the value with which a run is what it was before this setting existed. A setting at its
     neutral value is left out of digests and records, so a new setting leaves finished runs valid.
     """
@@ -79,9 +82,8 @@ class ClassifierConfig:
 class Stage1Config:
     """Image quantizer: VQGAN, or TE-VQGAN when `orthogonality` > 0 (section 3.2)."""
 
-    downsample: str = option(
-        "strided_conv", choices=("strided_conv", "conv_blurpool", "maxpool", "max_blurpool")
-    )
+    downsample: str = option("strided_conv", choices="tevq.models.vqgan.DOWNSAMPLERS")
+    quantizer: str = option("vq", choices="tevq.models.quantizer.QUANTIZERS", neutral="vq")
     orthogonality: float = option(0.0, low=0.0)  # lambda of equation 5
     stride: int = option(4, choices=(2, 4, 8, 16))  # pixels per code and axis
     channels: int = option(16, low=4)
@@ -233,6 +235,9 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
                             f"{wanted.get(kind.__name__, kind.__name__)}") from None
     told = next(f for f in fields(group) if f.name == name).metadata
     low, high, choices = told.get("low"), told.get("high"), told.get("choices")
+    if isinstance(choices, str):
+        module, _, dictionary = choices.rpartition(".")
+        choices = getattr(importlib.import_module(module), dictionary)
     if choices and value not in choices and not any(
             str(choice).endswith(":") and value.startswith(choice) for choice in choices):
         raise SettingsError(f"{label} = {value!r} is not one of {', '.join(map(str, choices))}")

@@ -199,7 +199,7 @@ class VQGAN(nn.Module):
         super().__init__()
         self.stride = s.stride
         self.encoder, self.decoder = build_encoder(s), build_decoder(s)
-        self.quantizer = QUANTIZERS["vq"](s.codes, s.code_dim)
+        self.quantizer = QUANTIZERS[s.quantizer](s.codes, s.code_dim)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.

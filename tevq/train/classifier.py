@@ -30,9 +30,9 @@ def train(settings: Settings, results=None) -> Run:
 
 def _train(run: Run, settings: Settings) -> None:
     s, where = settings.classifier, devices.detect(settings.precision)
-    run.start(where)
-    devices.seed_everything(0)
     items = load_source(settings.data.source, "train")
+    run.start(where, source=items.sha256())
+    devices.seed_everything(0)
     model = Classifier(s.width).to(where.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.01)
     loop = Loop(run, {"model": model, "optimizer": optimizer}, s.steps)

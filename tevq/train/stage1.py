@@ -47,8 +47,9 @@ class Trainer:
         network, lent = None, []
         if self.s.perceptual == "classifier":
             network, lent = classifier.load(settings, results, where.device), ["classifier"]
-        run.start(where, parents(settings, *lent, results=results))
-        self.items = load_source(settings.data.source, "train").to(where.device)
+        items = load_source(settings.data.source, "train")
+        run.start(where, parents(settings, *lent, results=results), items.sha256())
+        self.items = items.to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), self.s.batch, settings.seed)
         devices.seed_everything(settings.seed)

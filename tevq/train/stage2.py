@@ -41,8 +41,9 @@ class Trainer:
     def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
         self.run, self.settings, self.s, self.where = run, settings, settings.stage2, where
         self.evaluator = Evaluator.load(settings, results, where.device)
-        run.start(where, parents(settings, "classifier", "stage1", results=results))
-        scenes, _ = split_of(settings, "train")
+        scenes, items = split_of(settings, "train")
+        open_run(settings, "stage1", results).check_source(items.sha256())
+        run.start(where, parents(settings, "classifier", "stage1", results=results), items.sha256())
         codes = encoded_split(settings, "train", self.evaluator, results)
         self.codes = codes.to(where.device)
         self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
