@@ -1,4 +1,4 @@
-"""Grammar and parser: every caption is read back exactly, nothing else is accepted."""
+"""Grammar, parser, tokenizer: every caption is read back exactly, nothing else is accepted."""
 
 import itertools
 from collections import Counter
@@ -11,23 +11,26 @@ from hypothesis import strategies as st
 from tevq.config import SettingsError
 from tevq.data import captions
 from tevq.data.captions import (
+    BOS,
     CENTER,
     CHOICES,
     CONNECTORS,
+    EOS,
     LENGTH,
+    PAD,
     PLACE_WORDS,
     TEMPLATES,
     UNUSED,
     Clause,
+    Tokenizer,
     official_units,
     paraphrases,
     parse,
     write,
 )
-from tevq.data.source import CLASS_NAMES, SOURCES
-from tevq.data.tokenizer import EOS, PAD, Tokenizer
+from tevq.data.source import SOURCES, class_names
 
-NAMES = CLASS_NAMES["mnist"]
+NAMES = class_names("mnist")
 TOKENIZER = Tokenizer(NAMES)
 WORDS = TOKENIZER.words[3:]
 EXAMPLE = "the lower right is blue nine, and the white two is on the upper left."  # section 4.1
@@ -86,9 +89,9 @@ def test_written_captions_are_read_back_exactly(clauses, choices):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.sampled_from(SOURCES), scenes(), st.integers(0, 2**32))
+@given(st.sampled_from(list(SOURCES)), scenes(), st.integers(0, 2**32))
 def test_paraphrases_of_every_source_are_read_back_exactly(source, clauses, seed):
-    names = CLASS_NAMES[source]
+    names = class_names(source)
     texts = paraphrases(clauses, 10, seed, names)
     assert len(set(texts)) == 10
     for text in texts:
@@ -126,8 +129,8 @@ def test_the_longest_caption_fills_the_length():
 def test_no_word_hides_in_another():
     """The official rule searches substrings; only "shirt" needs its special case."""
     for source in SOURCES:
-        words = Tokenizer(CLASS_NAMES[source]).words[3:]
-        names = [*CLASS_NAMES[source], *captions.COLOURS]
+        words = Tokenizer(class_names(source)).words[3:]
+        names = [*class_names(source), *captions.COLOURS]
         hidden = {(a, b) for a in names for b in words if a != b and a in b}
         assert hidden == ({("shirt", "tshirt")} if source == "fashion" else set())
 
@@ -264,6 +267,62 @@ def test_official_quirks(text, units):
 
 
 def test_official_shirt_needs_a_space():
-    names = CLASS_NAMES["fashion"]
+    names = class_names("fashion")
     assert official_units("shirt red, white shirt, white tshirt", names) == [
         (CENTER, 1, None), (CENTER, 0, 6), (CENTER, 0, 0)]
+
+
+# --------------------------------------------------------------------------------------------- tokens
+
+
+def test_vocabulary_is_fixed_and_the_same_size_for_every_source():
+    assert TOKENIZER.words[:3] == ("<pad>", "<bos>", "<eos>") and (PAD, BOS, EOS) == (0, 1, 2)
+    for source in SOURCES:
+        tokenizer = Tokenizer(class_names(source))
+        assert len(set(tokenizer.words)) == tokenizer.size == TOKENIZER.size
+        assert tokenizer.words[:-10] == TOKENIZER.words[:-10]  # only the class words differ
+
+
+@pytest.mark.promise("captions")
+@settings(deadline=None)
+@given(st.lists(st.integers(EOS + 1, TOKENIZER.size - 1), max_size=50))
+def test_any_words_survive_the_round_trip(ids):
+    text = TOKENIZER.decode([BOS, *ids, EOS, PAD, PAD])
+    assert TOKENIZER.encode(text) == [BOS, *ids, EOS]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(SOURCES)), st.integers(0, 3), st.integers(0, 9), st.integers(0, 2**32))
+def test_grammar_captions_survive_the_round_trip(source, colour, label, seed):
+    names = class_names(source)
+    tokenizer = Tokenizer(names)
+    scene = [Clause(place, colour, label) for place in range(4)]
+    for text in captions.paraphrases(scene, 3, seed, names):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert len(tokenizer.encode(text)) <= tokenizer.length
+
+
+def test_example_by_hand():
+    ids = TOKENIZER.encode("the middle is red two, while")
+    words = ["<bos>", "the", "middle", "is", "red", "two", ",", "while", "<eos>"]
+    assert [TOKENIZER.words[i] for i in ids] == words
+
+
+def test_decode_stops_at_the_end_token_and_shows_misplaced_specials():
+    the, red = TOKENIZER.encode("the red")[1:3]
+    assert TOKENIZER.decode([BOS, the, EOS, red]) == "the"
+    assert TOKENIZER.decode([the, red]) == "the red"
+    assert TOKENIZER.decode([BOS, the, PAD, red, BOS, EOS]) == "the <pad> red <bos>"
+    assert TOKENIZER.decode([BOS, EOS]) == TOKENIZER.decode([]) == ""
+
+
+@pytest.mark.parametrize("word", ["purple", "10", "<pad>", "<eos>", "The", "twos"])
+def test_words_outside_the_grammar_are_refused(word):
+    with pytest.raises(SettingsError, match="not in the vocabulary"):
+        TOKENIZER.encode(f"the {word} is red two.")
+
+
+@pytest.mark.parametrize("index", [-1, TOKENIZER.size, 255])
+def test_ids_outside_the_vocabulary_are_refused(index):
+    with pytest.raises(SettingsError, match="outside 0"):
+        TOKENIZER.decode([BOS, index])

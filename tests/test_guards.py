@@ -34,7 +34,7 @@ import torch
 
 from tevq import config as settings
 from tevq import presets, pretrained
-from tevq.data import captions, scenes, tokenizer
+from tevq.data import captions, scenes
 from tevq.data import source as items
 from tevq.evaluate import equivariance
 from tevq.evaluate import metrics as scoring
@@ -106,7 +106,7 @@ def labels_of(source: str, split: str) -> np.ndarray:
 
 def digit_scenes() -> dict:
     """Scenes of a small data set: hashes, captions, pixels."""
-    words = tokenizer.Tokenizer(items.class_names("digits"))
+    words = captions.Tokenizer(items.class_names("digits"))
     found: dict = {"vocabulary": list(words.words), "length": words.length}
     for split in ("train", "val", "val_seen", "test", "test_seen"):
         made = scenes.build(SMALL, split, labels_of("digits", split))
@@ -224,7 +224,7 @@ def statistics() -> dict:
 def caption_scores() -> dict:
     """Scores of right, wrong and odd captions: {metric: [correct, n] per scene}."""
     names = items.class_names("digits")
-    words = tokenizer.Tokenizer(names)
+    words = captions.Tokenizer(names)
     made = scenes.build(SMALL, "test", labels_of("digits", "test"))
     right = [words.decode(row) for row in made.caption]
     odd = [text.replace("blue", "red").replace(" is ", " ", 1) for text in right]

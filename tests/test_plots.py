@@ -10,10 +10,10 @@ from tevq import presets
 from tevq.config import DataConfig
 from tevq.data.captions import COLOURS, UNUSED
 from tevq.data.scenes import CASES, HELD_OUT, Scenes, build
-from tevq.data.source import CLASS_NAMES
+from tevq.data.source import class_names
 from tevq.report import plots_data, plots_generator, plots_quantizer, style
 
-NAMES = CLASS_NAMES["digits"]
+NAMES = class_names("digits")
 
 
 def some_scenes(split: str = "train", n: int = 300) -> Scenes:

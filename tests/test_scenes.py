@@ -13,13 +13,24 @@ from scipy.stats import chisquare
 
 from tevq.config import DataConfig, SettingsError
 from tevq.data import scenes as scenes_module
-from tevq.data.captions import CENTER, COLOURS, PLACES, TEMPLATES, UNUSED, official_units, parse
+from tevq.data.captions import (
+    BOS,
+    CENTER,
+    COLOURS,
+    EOS,
+    PAD,
+    PLACES,
+    TEMPLATES,
+    UNUSED,
+    Tokenizer,
+    official_units,
+    parse,
+)
 from tevq.data.scenes import CASES, HELD_OUT, SPLITS, build, load_manifest, load_scenes, part_of
-from tevq.data.source import CLASS_NAMES, load_source
-from tevq.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from tevq.data.source import class_names, load_source
 
 DATA = DataConfig(source="digits", train=5000, val=1000, test=1000, seed=3)
-NAMES = CLASS_NAMES["digits"]
+NAMES = class_names("digits")
 TOKENIZER = Tokenizer(NAMES)
 SHA256 = "cfe56b4f2e4d3b7ac330162e6c71cfcaaf96e176b4ccf29e3fecba1ada013c1b"
 

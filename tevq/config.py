@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -61,11 +62,17 @@ def option(default: Any, low: float | None = None, high: float | None = None, ch
 class DataConfig:
     """Scenes of the study (section 4, Data Construction). Sizes count scenes."""
 
-    source: str = option("digits", choices=("digits", "mnist", "fashion"))
+    source: str = option("digits", choices=(  # the rest of a name is read by data/source.py
+        "digits", "mnist", "fashion", "folder:", "idx:", "idx-transposed:", "torchvision:"))
     train: int = option(20_000, low=5)
     val: int = option(500, low=5)
     test: int = option(500, low=5)  # also the size of test_seen
     seed: int = option(0, low=0, high=MOST_SEED)  # of the scenes; the same for every run
+
+    @property
+    def word(self) -> str:
+        """The source as part of a file's name: of a path or colon the last part."""
+        return re.sub(r"[^\w-]+", "-", re.split(r"[/:]", self.source.rstrip("/"))[-1])
 
 
 @dataclass(frozen=True)

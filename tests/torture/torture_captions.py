@@ -10,12 +10,11 @@ import pytest
 
 from tevq.config import SettingsError
 from tevq.data import captions
-from tevq.data.captions import CENTER, Clause
-from tevq.data.source import CLASS_NAMES
-from tevq.data.tokenizer import Tokenizer
+from tevq.data.captions import CENTER, Clause, Tokenizer
+from tevq.data.source import class_names
 from tevq.evaluate.metrics import CAPTION_METRICS, score_captions
 
-NAMES = CLASS_NAMES["mnist"]
+NAMES = class_names("mnist")
 TOKENIZER = Tokenizer(NAMES)
 WORDS = TOKENIZER.words[3:]
 STRICT = [metric for metric in CAPTION_METRICS if metric != "official_digit"]

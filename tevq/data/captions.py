@@ -1,4 +1,4 @@
-"""Captions: a grammar that writes them, and two rules that read them back.
+"""Captions: a grammar that writes them, two rules that read them back, and the tokenizer.
 
 A caption is one to four clauses (place, colour, class), in any order, joined by connectors and
 closed by a full stop, as in the example of section 4.1:
@@ -12,12 +12,14 @@ splits at commas, sees one unit per clause.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import math
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +56,7 @@ _WORDS = (*SPECIALS, ",", ".", "the", "a", "is", "on", "in", "at", "has", "shows
           "and", "while", "also", "upper", "top", "lower", "bottom", "left", "right",
           "center", "middle", *COLOURS)
 _ID = {word: index for index, word in enumerate(_WORDS)}
+MOST_CLASSES = 200  # token ids and classes are kept in uint8
 _LONGEST_CLAUSE = max(len(template.split()) for template in TEMPLATES) + 1  # a place is two words
 LENGTH = MAX_CLAUSES * _LONGEST_CLAUSE + (MAX_CLAUSES - 1) * 2 + 3  # with BOS, ".", EOS
 
@@ -79,22 +82,22 @@ class Parsed(NamedTuple):
 
 
 def vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
-    """All words in token order: specials, punctuation, grammar, then the ten class words."""
+    """All words in token order: specials, punctuation, grammar, then the class words."""
     return (*_WORDS, *names)
 
 
 # ---------------------------------------------------------------------------------- writing
 
 
-def write(
-    place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.ndarray
-) -> np.ndarray:
+def write(place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.ndarray,
+          classes: int = 10) -> np.ndarray:
     """Captions of N scenes as token ids; clauses in slot order.
 
-    place, colour, label: uint8 (N, 4), UNUSED (255) after the last item of a scene;
-    choices: uint64 (N, CHOICES), random. Returns uint8 (N, LENGTH): BOS ... EOS PAD ...
+    place, colour, label: uint8 (N, 4), UNUSED (255) after the last item of a scene; choices:
+    uint64 (N, CHOICES), random; labels are below `classes`. Returns uint8 (N, LENGTH): BOS ... EOS
+    PAD ...
     """
-    clauses, clause_lengths = _clause_table()
+    clauses, clause_lengths = _clause_table(classes)
     links, link_lengths = _connector_table()
     n = len(place)
     # pieces are written with their padding, which the next piece overwrites
@@ -114,7 +117,7 @@ def write(
             [np.where(used, x, 0) for x in (
                 place[:, slot], synonym[:, slot], template[:, slot], colour[:, slot],
                 label[:, slot])],
-            (len(PLACES), _SYNONYMS, len(TEMPLATES), len(COLOURS), 10),
+            (len(PLACES), _SYNONYMS, len(TEMPLATES), len(COLOURS), classes),
         )
         row = np.where(used, row, len(clauses) - 1)
         cursor = _append(ids, cursor, clauses[row], clause_lengths[row])
@@ -130,9 +133,9 @@ def _append(ids, cursor, piece, lengths) -> np.ndarray:
 
 
 @functools.cache
-def _clause_table() -> tuple[np.ndarray, np.ndarray]:
+def _clause_table(classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (rows, longest clause) and lengths of all clauses; the last row is empty."""
-    words = [str(number) for number in range(10)]  # classes have no fixed words here
+    words = [str(number) for number in range(classes)]  # stand for the class words
     ids = {**_ID, **{word: len(_WORDS) + i for i, word in enumerate(words)}}
     rows = [
         template.format(place=PLACE_WORDS[p][s], colour=colour, label=word).split()
@@ -273,3 +276,61 @@ def official_units(text: str, names: tuple[str, ...]) -> list[tuple[int, int | N
                       if (" shirt" if word == "shirt" else word) in unit), None)
         units.append((place, colour, label))
     return units
+
+
+# ---------------------------------------------------------------------------------- tokens
+
+
+class Tokenizer:
+    """Captions to token ids and back: PAD = 0, BOS = 1, EOS = 2, then words.
+
+    names: the class words of the item source; the words of the grammar have the same ids for all.
+    >>> t = Tokenizer(class_names("mnist")); t.decode(t.encode("the center is red two."))
+    'the center is red two.'
+    """
+
+    length = LENGTH  # tokens of the longest caption, with BOS and EOS
+
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(names)
+        self.words = vocabulary(self.names)
+        self._ids = {word: index for index, word in enumerate(self.words)}
+
+    @property
+    def size(self) -> int:
+        """Number of token ids, V."""
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """[BOS, words ..., EOS], not padded. Raises SettingsError for a word outside the grammar.
+
+        Spacing is not kept; `decode` puts the spaces of the grammar.
+        """
+        ids = [BOS]
+        for word in re.findall(r"[,.]|[^\s,.]+", text):
+            index = self._ids.get(word, PAD)
+            if index <= EOS:
+                known = self.words[EOS + 1:]
+                close = difflib.get_close_matches(word.lower(), known, n=1)
+                raise SettingsError(f"{word!r} is not in the vocabulary of the captions; "
+                                    + (f"did you mean {close[0]!r}?" if close else
+                                       f"known: {' '.join(known)}"))
+            ids.append(index)
+        return [*ids, EOS]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids up to the first EOS (or all of them); a BOS at the start is dropped.
+
+        A PAD or BOS elsewhere shows as <pad> or <bos>, which no parser accepts as a word.
+        """
+        text = ""
+        for position, index in enumerate(map(int, ids)):
+            if index == EOS:
+                break
+            if index == BOS and position == 0:
+                continue
+            if not 0 <= index < self.size:
+                raise SettingsError(f"token id {index} is outside 0..{self.size - 1}")
+            word = self.words[index]
+            text += word if word in ",." or not text else f" {word}"
+        return text

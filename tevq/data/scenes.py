@@ -36,7 +36,7 @@ SPLITS = ("train", "val", "val_seen", "test", "test_seen")
 SLOTS = 4
 
 # Class -> (colour, quadrant) that training never shows (figure 2b). Class 0 is the paper's; the
-# paper does not print the other nine, they are our choice.
+# paper does not print the other nine, they are our choice. Class 10 is held out as class 0 is, ...
 HELD_OUT = tuple(
     (COLOURS.index(colour), PLACES.index(place)) for colour, place in (
         ("white", "upper left"), ("red", "upper right"), ("green", "lower left"),
@@ -45,6 +45,13 @@ HELD_OUT = tuple(
         ("blue", "upper right"),
     )
 )
+
+
+def held_out(classes: int) -> tuple[tuple[int, int], ...]:
+    """HELD_OUT for any number of classes."""
+    return tuple(HELD_OUT[label % len(HELD_OUT)] for label in range(classes))
+
+
 _FORMAT = 1  # of the stored arrays; raise it when the same settings give other scenes
 _DRAWS = 32  # random numbers per scene: 4 x (order, class, colour, item), captions.CHOICES, spare
 
@@ -117,7 +124,7 @@ def build(data: DataConfig, split: str, labels: np.ndarray, batch: int = 16_384,
     """
     n = split_size(data, split)
     case = _cases(data.seed, split, n)
-    pools = _pools(labels, item_range(split, len(labels)), split)
+    pools = _pools(labels, len(class_names(data.source)), split)
     held_out_only = split in ("val", "test")
 
     def make(start: int) -> Scenes:
@@ -148,10 +155,11 @@ def _cases(seed: int, split: str, n: int) -> np.ndarray:
     return case
 
 
-def _pools(labels: np.ndarray, allowed: range, split: str):
+def _pools(labels: np.ndarray, classes: int, split: str):
     """Items by class: (indices sorted by class, first of each class, number of each class)."""
+    allowed = item_range(split, len(labels))
     labels = np.asarray(labels)[allowed.start:allowed.stop]
-    counts = np.bincount(labels, minlength=10)
+    counts = np.bincount(labels, minlength=classes)
     if counts.min() == 0:
         raise SettingsError(f"class {counts.argmin()} has no items for split {split!r}; every "
                             "class needs at least one, use the whole data set")
@@ -165,29 +173,30 @@ def _make(case: np.ndarray, draws: np.ndarray, pools, held_out_only: bool) -> Sc
     # a random order of the quadrants gives both the places and the order of the clauses
     place = np.argsort(draws[:, :4], axis=1, kind="stable")
     place[center, 0] = CENTER
-    label, colour = _identity(place, draws[:, 4:8], draws[:, 8:12], held_out_only)
     order, first, counts = pools
+    label, colour = _identity(place, draws[:, 4:8], draws[:, 8:12], len(counts), held_out_only)
     item = order[first[label] + _below(draws[:, 12:16], counts[label])]
     unused = np.arange(SLOTS) >= np.where(center, 1, case + 1)[:, None]
     item = np.where(unused, -1, item).astype(np.int32)
     label, colour, place = (
         np.where(unused, UNUSED, x).astype(np.uint8) for x in (label, colour, place))
     choices = draws[:, 16:16 + captions.CHOICES]
-    return Scenes(item, label, colour, place, case, captions.write(place, colour, label, choices))
+    caption = captions.write(place, colour, label, choices, len(counts))
+    return Scenes(item, label, colour, place, case, caption)
 
 
-def _identity(place, label_draws, colour_draws, held_out_only: bool):
+def _identity(place, label_draws, colour_draws, classes: int, held_out_only: bool):
     """Classes and colours for places (n, 4): uniform class, then uniform colour among the allowed.
 
     In quadrants either only the held-out combinations, or all but them; anything in the center.
     """
-    held_colour, held_place = np.array(HELD_OUT).T
-    label = _below(label_draws, 10)
+    held_colour, held_place = np.array(held_out(classes)).T
+    label = _below(label_draws, classes)
     if held_out_only:
-        rows = [np.flatnonzero(held_place == p) if p != CENTER else np.arange(10)
+        rows = [np.flatnonzero(held_place == p) if p != CENTER else np.arange(classes)
                 for p in range(len(PLACES))]
         counts = np.array([len(row) for row in rows])
-        table = np.stack([np.resize(row, 10) for row in rows])
+        table = np.stack([np.resize(row, classes) for row in rows])
         label = table[place, _below(label_draws, counts[place])]
     bound = (held_place[label] == place)  # the class has its held-out quadrant
     colour = _below(colour_draws, len(COLOURS) - bound)
@@ -247,7 +256,7 @@ def manifest(scenes: Scenes, source: str) -> dict:
         "colours": counts(scenes.colour[used], COLOURS),
         "places": counts(scenes.place[used], PLACES),
         "held_out": {names[label]: f"{COLOURS[c]} {PLACES[p]}"
-                     for label, (c, p) in enumerate(HELD_OUT)},
+                     for label, (c, p) in enumerate(held_out(len(names)))},
         "caption_tokens_mean": round(float((scenes.caption != captions.PAD).sum(1).mean()), 3),
         "caption_tokens_most": int((scenes.caption != captions.PAD).sum(1).max()),
         "sha256": scenes.sha256(),
@@ -261,7 +270,7 @@ def _location(data: DataConfig, split: str, items: SourceImages) -> tuple[Path, 
     key = {"format": _FORMAT, "source": data.source, "split": split, "n": n, "seed": data.seed,
            "items_sha256": items.sha256(), "rule": digest({"held_out": HELD_OUT}),
            "grammar": digest({"grammar": grammar})}
-    name = f"{data.source}-{split}-{n}-{digest(key)}.safetensors"
+    name = f"{data.word}-{split}-{n}-{digest(key)}.safetensors"
     return cache_folder() / "scenes" / name, key
 
 

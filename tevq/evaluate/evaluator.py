@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from tevq.config import EvaluationConfig, Settings, digest
-from tevq.data.captions import CENTER
+from tevq.data.captions import CENTER, Tokenizer
 from tevq.data.scenes import CASES, Scenes, load_scenes, part_of, render
 from tevq.data.source import SourceImages, class_names, load_source
-from tevq.data.tokenizer import Tokenizer
 from tevq.evaluate.metrics import Score, quadrant_ink, read_places, score_captions, score_images
 from tevq.models import classifier, vqgan
 from tevq.models.classifier import Classifier

@@ -10,7 +10,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tevq.data.captions import CONNECTORS, Clause, parse
+from tevq.data.captions import CONNECTORS, Clause, Tokenizer, parse
 from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, render
 from tevq.data.scenes import CASES, COLOURS, PLACES, Scenes
 from tevq.data.source import class_names
@@ -136,8 +136,6 @@ def marked(text: str, truth: Iterable[Clause], names: tuple[str, ...]) -> list[t
 
 def sentence(scenes: Scenes, i: int, names: tuple[str, ...]) -> str:
     """The caption of a scene."""
-    from tevq.data.tokenizer import Tokenizer
-
     return Tokenizer(names).decode(scenes.caption[i].tolist())
 
 

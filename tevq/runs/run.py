@@ -67,7 +67,7 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
 
 def label(settings: Settings, kind: str) -> str:
     """What a run's folder and figures are called: items, variant, seed, another stride."""
-    words = [settings.data.source]
+    words = [settings.data.word]
     if kind != "classifier":
         words += [settings.variant, f"s{settings.seed}"]
         words += [settings.suffix.replace(" ", "")] if settings.suffix else []

@@ -12,11 +12,11 @@ from scipy.ndimage import gaussian_filter
 from tevq.config import SettingsError
 from tevq.data.captions import CENTER, UNUSED, Clause, paraphrases
 from tevq.data.scenes import CASES, OFFSETS, draw
-from tevq.data.source import CLASS_NAMES, load_source
+from tevq.data.source import class_names, load_source
 from tevq.evaluate import metrics as scoring
 from tevq.evaluate.metrics import Score, by_case, score_captions, score_images
 
-NAMES = CLASS_NAMES["mnist"]
+NAMES = class_names("mnist")
 U = UNUSED
 UL, UR, LL, LR = range(4)
 
