@@ -115,7 +115,8 @@ def idx_names(base: Path) -> tuple[str, ...]:
 
 def _find(base: Path, part: str, kind: str) -> Path:
     start = f"{base}/" if base.is_dir() else f"{base}-"
-    names = [f"{start}{prefix}-{kind}{end}" for prefix in _IDX_PREFIXES[part] for end in ("", ".gz")]
+    names = [f"{start}{prefix}-{kind}{end}"
+             for prefix in _IDX_PREFIXES[part] for end in ("", ".gz")]
     if found := next((path for path in map(Path, names) if path.is_file()), None):
         return found
     raise SettingsError(f"no IDX file {' or '.join(names)}")

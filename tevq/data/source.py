@@ -3,7 +3,8 @@
 A source is one entry of `SOURCES`: its class words, and a loader of its items. `digits` comes with
 scikit-learn, `mnist` and `fashion` are downloaded once. `KINDS` makes sources out of names:
 
-    folder:PATH          pictures in `PATH/train/<class>/` and `PATH/test/<class>/`, or `PATH/<class>/`
+    folder:PATH          pictures in `PATH/train/<class>/` and `PATH/test/<class>/`, or all in
+                         `PATH/<class>/`
     idx:PATH             IDX files, plain or gzipped, with an optional `classes.txt` beside them
     idx-transposed:PATH  the same with rows and columns exchanged, as EMNIST is distributed
     torchvision:NAME     KMNIST, QMNIST, EMNIST/balanced ...: 28x28 data sets of torchvision

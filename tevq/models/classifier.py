@@ -7,6 +7,7 @@ from torch import nn
 
 from tevq.config import Settings, SettingsError
 from tevq.data import scenes
+from tevq.data.source import class_names
 from tevq.runs.run import open_run
 
 
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
         return found
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """crops (B, 3, 28, 28) in [-1, 1] -> logits of labels (B, 10) and colours (B, 4)."""
+        """crops (B, 3, 28, 28) in [-1, 1] -> logits of labels (B, classes) and colours (B, 4)."""
         pooled = self.dropout(self.features(crops)[-1].amax((2, 3)))
         return self.label_head(pooled), self.colour_head(pooled)
 
@@ -53,6 +54,11 @@ class Classifier(nn.Module):
         return labels.argmax(1), colours.argmax(1)
 
 
+def build(settings: Settings) -> Classifier:
+    """A new classifier with a label for every class of the item source."""
+    return Classifier(settings.classifier.width, len(class_names(settings.data.source)))
+
+
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Classifier:
     """The trained classifier of a preset, frozen, in evaluation mode.
 
@@ -61,6 +67,6 @@ def load(settings: Settings, results=None, device: torch.device | str = "cpu") -
     run = open_run(settings, "classifier", results)
     if not run.has_weights:
         raise SettingsError(f"no trained classifier in {run.folder}; run notebook 03 first")
-    model = Classifier(settings.classifier.width)
+    model = build(settings)
     model.load_state_dict(run.weights())
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

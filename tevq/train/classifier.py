@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tevq.config import Settings
 from tevq.data import scenes
 from tevq.data.source import SourceImages, load_source
-from tevq.models.classifier import Classifier
+from tevq.models.classifier import Classifier, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
 from tevq.train.loop import Loop
@@ -33,7 +33,7 @@ def _train(run: Run, settings: Settings) -> None:
     items = load_source(settings.data.source, "train")
     run.start(where, source=items.sha256())
     devices.seed_everything(0)
-    model = Classifier(s.width).to(where.device, memory_format=torch.channels_last).train()
+    model = build(settings).to(where.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.01)
     loop = Loop(run, {"model": model, "optimizer": optimizer}, s.steps)
     for step in loop:
