@@ -23,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -284,24 +283,12 @@ def clean(tree):
 # -------------------------------------------------------------------------------- shipped models
 
 
-@functools.lru_cache(maxsize=1)
-def copied() -> tempfile.TemporaryDirectory:
-    """A results folder with the shipped models and records; `pretrained.load` writes there."""
-    folder = tempfile.TemporaryDirectory()
-    target = Path(folder.name) / "laptop"
-    shutil.copytree(LAPTOP / "models", target / "models")
-    for kind in ("classifier", "stage1", "stage2"):
-        shutil.copytree(LAPTOP / "runs" / kind, target / "runs" / kind,
-                        ignore=shutil.ignore_patterns("state", "metrics.jsonl"))
-    return folder
-
-
 @functools.lru_cache(maxsize=2)
 def shipped(variant: str) -> pretrained.Generator:
     """A shipped generator, on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        return pretrained.load(variant, results=copied().name)
+        return pretrained.load(variant, results=ROOT / "results")
 
 
 def painted(variant: str) -> dict[str, np.ndarray]:

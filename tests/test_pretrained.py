@@ -1,6 +1,10 @@
 """Networks that come with the repository: rounded, put in place, tried out."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,17 +12,21 @@ from small import FEATURES, TINY
 
 from tevq import pretrained
 from tevq.config import SettingsError
+from tevq.data.scenes import render
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator
+from tevq.evaluate.generator import Generator
 from tevq.models import transformer
 from tevq.report import tables
 from tevq.runs.run import open_run
 from tevq.train import stage1, stage2
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A study with both variants trained, evaluated and saved, tiny."""
+    """A grid with both variants trained, evaluated and saved, tiny."""
     stage1.KMEANS_VECTORS, evaluation.PROBE_ITEMS = FEATURES, 6
     grid = pretrained.chosen(tmp_path_factory.mktemp("results"), TINY, "smoke")
     for cell in grid.cells:
@@ -36,6 +44,14 @@ def clone(trained, tmp_path):
     shutil.copytree(trained.folder, tmp_path / trained.preset,
                     ignore=shutil.ignore_patterns("state"))
     return pretrained.chosen(tmp_path, TINY, trained.preset)
+
+
+@pytest.fixture
+def te(trained):
+    """The generator of variant te, with a tokenizer of ten numbers."""
+    cell = trained.cells[1]
+    judged = evaluator.Evaluator.load(cell, trained.results)
+    return Generator(cell, judged, transformer.load(cell, trained.results))
 
 
 def test_a_clone_has_the_rounded_weights(trained, clone):
@@ -59,7 +75,7 @@ def test_trained_weights_are_never_replaced(trained):
 
 
 def test_the_card_names_every_file_and_the_tables_numbers(trained):
-    card = (trained.folder / "models" / "README.md").read_text()
+    card = (trained.folder / "models" / "README.md").read_text(encoding="utf-8")
     files = list((trained.folder / "models").glob("*.safetensors"))
     assert len(files) == 5 and all(f"`{file.name}`" in card for file in files)
     table = tables.select(tables.read(trained, "table1"), task="t2i", split="test", metric="digit",
@@ -84,28 +100,116 @@ def test_damage_and_other_settings_are_refused_in_one_line(clone):
     shutil.rmtree(open_run(clone.settings, "classifier", clone.results).folder / "state")
     with pytest.raises(SettingsError, match="damaged"):
         pretrained.install(clone)
-    with pytest.raises(SettingsError, match="no pretrained networks of 'mb'; there are some of sc"):
+    with pytest.raises(SettingsError, match="unknown pretrained network 'mb'; allowed: sc, te"):
         pretrained.load("mb")
-
-
-def test_paints_and_describes(trained):
-    cell = trained.cells[1]
-    judged = evaluator.Evaluator.load(cell, trained.results)
-    te = pretrained.Generator(cell, judged, transformer.load(cell, trained.results))
-    scenes, _ = evaluator.split_of(cell, "val", 4)
-    texts = [judged.tokenizer.decode(row) for row in scenes.caption]
-    images = te.paint(texts, seed=3)
-    assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
-    codes = judged.text_to_image(te.model, scenes, cell.evaluation, 3)  # second route
-    assert torch.equal(images, judged.decode(codes))
-    assert len(te.describe(images)) == 4
-    with pytest.raises(SettingsError, match="'purple' is not in the vocabulary"):
-        te.paint(["the center is purple two."])
-    with pytest.raises(SettingsError, match="tokens; at most"):
-        te.paint([", ".join(["the upper left is white two"] * 9) + "."])
 
 
 def test_rounded_weights_are_not_saved_as_trained_ones(clone):
     pretrained.install(clone)
     with pytest.raises(SettingsError, match="holds pretrained weights"):
         pretrained.save(clone)
+
+
+def listing(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_loading_writes_nothing_and_works_from_anywhere(tmp_path):
+    """Another working folder, no home, read-only results. Planted fault: weights are installed."""
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results" / "laptop" / "models", results / "laptop" / "models")
+    for path in [*results.rglob("*"), results]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = listing(results)
+    script = (f"from tevq import pretrained\nte = pretrained.load('te', {str(results)!r})\n"
+              "print(repr(te), tuple(te.paint('the center is red two.', greedy=True).shape))")
+    home = tmp_path / "home"
+    (tmp_path / "elsewhere").mkdir()
+    found = subprocess.run(
+        [sys.executable, "-B", "-c", script], cwd=tmp_path / "elsewhere", capture_output=True,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home),
+                                     "TEVQ_CACHE": str(home / "cache")})
+    for path in [results, *results.rglob("*")]:
+        path.chmod(0o755)
+    assert found.stdout == "<generator 'te' of scenes of mnist> (1, 3, 64, 64)\n", found.stderr
+    assert listing(results) == before and not home.exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_absent_weights_are_named_with_the_folder(tmp_path):
+    with pytest.raises(SettingsError, match=f"no pretrained weights .* in {tmp_path}.laptop.models"):
+        pretrained.load("te", tmp_path)
+
+
+def test_paints_and_describes(trained, te):
+    scenes, items = evaluator.split_of(te.settings, "val", 4)
+    texts = [te.evaluator.tokenizer.decode(row) for row in scenes.caption]
+    images = te.paint(texts, seed=3)
+    assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
+    codes = te.evaluator.text_to_image(te.model, scenes, te.settings.evaluation, 3)  # second route
+    assert torch.equal(images, te.evaluator.decode(codes))
+    assert torch.equal(te.paint(texts[0], seed=3), images[:1])  # a text alone is one caption
+    x = render(scenes, items)
+    assert len(te.describe(x)) == 4
+    assert torch.equal(te.codes(x), te.evaluator.vqgan.codes(x))
+    assert torch.equal(te.reconstruct(x), te.evaluator.decode(te.codes(x)))
+    assert torch.equal(te.codes(x.double()), te.codes(x))
+    assert repr(te) == "<generator 'te' of scenes of digits>"
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("captions, message", [
+    ("the center is purple two.", "'purple' is not in the vocabulary"),
+    ("the centre is red two.", "'centre' .* did you mean 'center'"),
+    ("The center is red two.", "'The' .* did you mean 'the'"),
+    ("", "caption '': it is empty"),
+    ("  ", "caption '  ': it is empty"),
+    ("the center is red two", "no full stop"),
+    ("the upper left is red two, the top left is red one.", "contradictory clauses: upper left"),
+    (", ".join(["the upper left is white two"] * 9) + ".", "duplicate clauses: upper left 9"),
+    ("red two the center.", "not a clause"),
+    ([], "takes a caption or a list"),
+    ([3], "takes a caption or a list"),
+    (["the center is red two.", ""], "caption '': it is empty"),
+])
+def test_bad_captions_are_refused_in_one_line(te, captions, message):
+    with pytest.raises(SettingsError, match=message) as error:
+        te.paint(captions)
+    assert "\n" not in str(error.value)
+
+
+X = torch.full((2, 3, 64, 64), -1.0)
+X[:, :, 20:30, 20:30] = 1.0
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("images, message", [
+    (X[0], r"shape \(3, 64, 64\)"),
+    (X[:, :1], r"shape \(2, 1, 64, 64\)"),
+    (X[:0], r"shape \(0, 3, 64, 64\)"),
+    (X[..., :32], r"shape \(2, 3, 64, 32\)"),
+    (X.repeat(1, 1, 2, 2), r"shape \(2, 3, 128, 128\)"),
+    (((X + 1) * 127.5).byte(), r"type torch.uint8; .*x / 127.5 - 1"),
+    (((X + 1) * 127.5), r"from 0 to 255; .*\[-1, 1\]"),
+    ((X + 1) / 2, r"from 0 to 1; .*2 \* x - 1 of images in \[0, 1\]"),
+    (torch.cat([X, X.abs()]), r"from -1 to 1; .*2 \* x - 1"),
+    (X.clone().index_fill_(3, torch.tensor([4]), float("nan")), "from nan to nan"),
+    (X * float("inf"), "from -inf to inf"),
+    (X.numpy(), "wanted floats"),
+    ("image", "type str"),
+])
+def test_bad_images_are_refused_in_one_line(te, images, message):
+    """Planted fault: images in [0, 1], whose range looks sound."""
+    for use in (te.describe, te.codes, te.reconstruct):
+        with pytest.raises(SettingsError, match=message) as error:
+            use(images)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("seed", [-1, 1 << 31, 0.5, "1"])
+def test_bad_seeds_are_refused(te, seed):
+    with pytest.raises(SettingsError, match="is not a whole number from 0"):
+        te.paint("the center is red two.", seed=seed)
+    with pytest.raises(SettingsError, match="is not a whole number from 0"):
+        te.describe(X, seed=seed)

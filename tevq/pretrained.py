@@ -3,8 +3,8 @@
     python -m tevq.pretrained            # puts them into the run folders, where notebooks look
     python -m tevq.pretrained --save     # writes them, and their card, from trained run folders
 
-`results/laptop/models` holds the classifier, and quantizer and generator of two variants, rounded
-to float16 (half the size). In a program: `load("te").paint(["the upper left is blue nine."])`.
+`results/laptop/models` holds the classifier, and VQGAN and generator of two variants, rounded to
+float16 (half the size). In a program: `load("te").paint("the upper left is blue nine.")`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tevq.config import Settings, SettingsError, UserError
-from tevq.evaluate.evaluate import DECODINGS, SPLITS
+from tevq.config import SettingsError, UserError, unknown
+from tevq.data.captions import Tokenizer
+from tevq.data.source import class_names
 from tevq.evaluate.evaluator import Evaluator, encode_scenes, split_of
+from tevq.evaluate.generator import Generator
+from tevq.evaluate.metrics import DECODINGS, SPLITS
 from tevq.grid import COMPARED, Grid, choose
-from tevq.models import transformer, vqgan
-from tevq.models.transformer import Transformer
-from tevq.report import tables
+from tevq.models import classifier, transformer, vqgan
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
 from tevq.runs.storage import DamagedFileError, load_tree, save_tree, write_atomically
@@ -35,60 +34,43 @@ PRESET, SEED = "laptop", "0"
 CHECKED = 200  # validation scenes on which rounding is measured
 
 
-@dataclass(frozen=True)
-class Generator:
-    """A trained generator with its quantizer: captions to images and back."""
-
-    settings: Settings
-    evaluator: Evaluator
-    model: Transformer
-
-    def paint(self, captions: Sequence[str], seed: int = 0, greedy: bool = False) -> torch.Tensor:
-        """One image per caption: (N, 3, 64, 64) in [-1, 1].
-
-        Raises SettingsError for a word outside the grammar or a caption that is too long.
-        """
-        tokenizer = self.evaluator.tokenizer
-        text = torch.zeros(len(captions), tokenizer.length, dtype=torch.long)
-        for row, caption in zip(text, captions, strict=True):
-            ids = tokenizer.encode(caption)
-            if len(ids) > len(row):
-                raise SettingsError(f"caption of {len(ids) - 2} tokens; at most {len(row) - 2} "
-                                    "fit, that is four clauses")
-            row[: len(ids)] = torch.tensor(ids)
-        codes = self.evaluator.paint(self.model, text, self.settings.evaluation, seed, greedy)
-        return self.evaluator.decode(codes)
-
-    @torch.no_grad()
-    def describe(self, images: torch.Tensor, seed: int = 0, greedy: bool = True) -> list[str]:
-        """One caption per image (N, 3, 64, 64) in [-1, 1]."""
-        codes = self.evaluator.vqgan.codes(images.to(self.evaluator.device))
-        return self.evaluator.image_to_text(self.model, codes, self.settings.evaluation, seed, greedy)
-
-
 def load(variant: str = "te", results: str | Path | None = None) -> Generator:
-    """The pretrained generator of a variant; puts it into the run folders first, if need be.
+    """The pretrained generator of a variant. Reads files where they lie; writes nothing.
 
-    Raises SettingsError for a variant that does not come with the repository.
+    results: the folder that holds `laptop/models`, by default the repository's results folder.
+    Raises SettingsError for a variant that does not come with the repository, or absent files.
     """
     if variant not in COMPARED:
-        raise SettingsError(f"no pretrained networks of {variant!r}; there are some of "
-                            f"{', '.join(COMPARED)}")
+        raise unknown("pretrained network", variant, COMPARED)
     grid = dataclasses.replace(chosen(results), variants=(variant,))
-    install(grid)
-    settings = grid.settings
-    evaluator = Evaluator.load(settings, grid.results, devices.detect("float32").device)
-    return Generator(settings, evaluator, transformer.load(settings, grid.results, evaluator.device))
+    settings, device = grid.settings, devices.detect("float32").device
+    networks = reader, model, generator = (
+        classifier.build(settings), vqgan.VQGAN(settings.stage1), transformer.build(settings))
+    for network, run in zip(networks, runs_of(grid), strict=True):
+        network.load_state_dict(_read(run, grid.folder / "models"))
+        network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    tokenizer = Tokenizer(class_names(settings.data.source))
+    return Generator(settings, Evaluator(model, reader, tokenizer, device), generator)
 
 
-def chosen(results: str | Path | None = None, overrides: Any = "",
-           preset: str = PRESET) -> Grid:
+def _read(run: Run, folder: Path) -> dict[str, torch.Tensor]:
+    """The pretrained weights of a run in float32."""
+    if not (found := sorted(folder.glob(f"{stem(run)}.*.safetensors"))):
+        raise SettingsError(f"no pretrained weights of {run.name} in {folder}; they come with the "
+                            "repository (name its folder results), for its own settings only")
+    try:
+        return in_type(load_tree(found[0]), torch.float32)
+    except (DamagedFileError, OSError) as error:
+        raise SettingsError(f"{error}; get it again from the repository") from None
+
+
+def chosen(results: str | Path | None = None, overrides: Any = "", preset: str = PRESET) -> Grid:
     """The cells whose networks come with the repository."""
     return choose(preset, COMPARED, SEED, "", overrides, str(results or ""))
 
 
 def runs_of(grid: Grid) -> list[Run]:
-    """The trained runs of a study: the classifier, then both stages of every cell."""
+    """The trained runs of a grid: the classifier, then both stages of every cell."""
     return [open_run(grid.settings, "classifier", grid.results)] + [
         open_run(cell, kind, grid.results)
         for cell in grid.cells for kind in ("stage1", "stage2")]
@@ -108,15 +90,10 @@ def install(grid: Grid) -> list[str]:
     for run in runs_of(grid):
         if run.has_weights:
             continue
-        files = sorted((grid.folder / "models").glob(f"{stem(run)}.*.safetensors"))
-        if not files or not run.done:
-            raise SettingsError(f"no pretrained weights of {run.name} in {grid.folder / 'models'} "
-                                "(other settings?); train it: ./run_all.sh --help")
-        try:
-            weights = load_tree(files[0])
-        except DamagedFileError as error:
-            raise SettingsError(f"{error}; get it again from the repository") from None
-        save_tree(run.folder / "state", "weights", in_type(weights, torch.float32))
+        weights = _read(run, grid.folder / "models")
+        if not run.done:
+            raise SettingsError(f"{run.folder} lacks its summary.json; get it from the repository")
+        save_tree(run.folder / "state", "weights", weights)
         placed.append(run.name)
     return placed
 
@@ -126,31 +103,27 @@ def save(grid: Grid) -> list[Path]:
 
     Raises SettingsError when a run is not trained or evaluated, or has rounded weights itself.
     """
-    folder, found, counts = grid.folder / "models", [], []
-    scores = _scores(grid)
+    folder, found, scores = grid.folder / "models", [], _scores(grid)
     for run in runs_of(grid):
         weights = run.weights()
-        if _same(weights, in_type(in_type(weights, torch.float16), torch.float32)):
+        if all(torch.equal(x, weights[name]) for name, x in _rounded(weights).items()):
             raise SettingsError(f"{run.name} holds pretrained weights, not its own; train it again")
         found.append(save_tree(folder, stem(run), in_type(weights, torch.float16)))
-        counts.append(sum(x.numel() for x in weights.values() if x.is_floating_point()))
     for old in set(folder.glob("*.safetensors")) - set(found):
         old.unlink()
-    card = CARD.format(preset=grid.preset, seed=SEED, files=_files(grid, found, counts),
+    card = CARD.format(preset=grid.preset, seed=SEED, files=_files(grid, found),
                        scores=scores, rounding=_rounding(grid), checked=CHECKED)
     write_atomically(folder / "README.md", card.encode())
     return found
 
 
-def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+def in_type(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights with all floating-point numbers in `dtype`."""
+    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in weights.items()}
 
 
-def in_type(tree: Any, dtype: torch.dtype) -> Any:
-    """Nested weights with all floating-point numbers in `dtype`."""
-    if isinstance(tree, torch.Tensor):
-        return tree.to(dtype) if tree.is_floating_point() else tree
-    return {key: in_type(value, dtype) for key, value in tree.items()}
+def _rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return in_type(in_type(weights, torch.float16), torch.float32)
 
 
 def _rounding(grid: Grid) -> str:
@@ -160,18 +133,19 @@ def _rounding(grid: Grid) -> str:
         scenes, items = split_of(cell, "val", CHECKED)
         model = vqgan.load(cell, grid.results, where.device)
         before = encode_scenes(model, scenes, items, where)
-        model.load_state_dict(in_type(in_type(model.state_dict(), torch.float16), torch.float32))
+        model.load_state_dict(_rounded(model.state_dict()))
         same = (encode_scenes(model, scenes, items, where) == before).float().mean()
         parts.append(f"{cell.variant} {same:.2%}")
     return ", ".join(parts)
 
 
-def _files(grid: Grid, files: list[Path], counts: list[int]) -> str:
+def _files(grid: Grid, files: list[Path]) -> str:
     """The files: what is in them and where it was trained."""
     lines = ["| File | Numbers | Trained on | Minutes | Commit |",
              "| --- | --- | --- | --- | --- |"]
-    for file, count, run in zip(files, counts, runs_of(grid), strict=True):
+    for file, run in zip(files, runs_of(grid), strict=True):
         on = run.made_on
+        count = sum(x.numel() for x in run.weights().values() if x.is_floating_point())
         lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")
@@ -180,6 +154,8 @@ def _files(grid: Grid, files: list[Path], counts: list[int]) -> str:
 
 def _scores(grid: Grid) -> str:
     """Digit accuracy by task, split and decoding, from the evaluations of these runs."""
+    from tevq.report import tables  # needs pandas, which painting does not
+
     table = tables.build(grid)["table1"]
     table = table[table.task.isin(tables.AS_PUBLISHED)]
     if missing := sorted(set(table.run[table.state != "done"])):
@@ -196,35 +172,29 @@ def _scores(grid: Grid) -> str:
 
 CARD = """# Trained networks of preset `{preset}`, seed {seed}
 
-The digit classifier, and quantizer and generator of `sc` (VQGAN) and `te` (TE-VQGAN: the same plus
-orthogonal codes). Written by `python -m tevq.pretrained --save`; nothing here is typed by hand.
-
-```bash
-python -m tevq.pretrained    # puts them into the run folders: notebooks 02 to 05 find them trained
-```
+The digit classifier, and VQGAN and generator of `sc` and `te` (the same plus orthogonal codes),
+rounded to float16. `python -m tevq.pretrained --save` wrote all of this page. In a program:
 
 ```python
 from tevq import pretrained
 te = pretrained.load("te")
 text = "the lower right is blue nine, and the white two is on the upper left."
-images = te.paint([text], greedy=True)  # or seed=0, seed=1, ...: sampled
-print(te.describe(images))              # images: (1, 3, 64, 64) in [-1, 1]
+images = te.paint(text, greedy=True)  # or seed=0, seed=1, ...: sampled
+print(te.describe(images))            # images: (1, 3, 64, 64) in [-1, 1]
 ```
+
+`python -m tevq.pretrained` puts them into the run folders: notebooks 02 to 05 find them trained.
+Tables and figures were made before rounding, so numbers made with these differ in the last digits:
+of the codes of {checked} validation scenes, rounding leaves as they were {rounding}.
 
 {files}
 
-Digit accuracy before rounding, mean of Quad1–4 (captions: the official, lenient rule); from the
+Digit accuracy before rounding, mean of Quad1–4 (captions: the official, lenient rule), from the
 same runs as `../tables/table1.csv`:
 
 {scores}
 
-**Rounded** to float16. Of the codes of {checked} validation scenes this leaves unchanged:
-{rounding}. Tables and figures were made with the unrounded weights,
-so numbers made with these differ in the last digits.
-
-**For** looking at codes, painting captions of this grammar and describing such scenes. **Not for**
-anything else: they have seen coloured MNIST digits in five places and a few dozen words.
-
+They have seen coloured MNIST digits in five places and a few dozen words, and serve nothing else.
 Licence: MIT, as the code. Trained on MNIST (CC BY-SA 3.0; LeCun, Cortes, Burges).
 """
 
@@ -239,14 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         grid = chosen(told.results)
         if told.save:
-            for path in save(grid):
-                print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+            print("\n".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in save(grid)))
         else:
-            placed = install(grid)
-            print("\n".join(f"{name}: in place" for name in placed) or "all were in place")
-            if placed:
-                print("rounded to float16: what is trained or evaluated on them differs from what "
-                      "is committed in the last digits")
+            print("\n".join(f"{name}: in place" for name in install(grid)) or "all were in place")
     except UserError as error:
         print(f"tevq: {error}", file=sys.stderr)
         return 2

@@ -19,15 +19,13 @@ from tevq.data.scenes import CASES, Scenes, render
 from tevq.data.source import load_source
 from tevq.evaluate import equivariance, examples
 from tevq.evaluate.evaluator import CHUNK, Evaluator, encoded_split, join_scores, split_of
-from tevq.evaluate.metrics import Score, by_case
+from tevq.evaluate.metrics import DECODINGS, SPLITS, Score, by_case
 from tevq.models import losses, transformer
 from tevq.models.quantizer import codebook_health
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 from tevq.runs.storage import write_atomically
 
-SPLITS = ("test", "test_seen")
-DECODINGS = ("sampled", "greedy")
 PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
 
 

@@ -43,6 +43,8 @@ from tevq.data.render import CELL, IMAGE_SIZE, crop
 # pixels (standard deviation); of Fashion-MNIST 1 in 20,000 has none (1 in 3,000 when blurred).
 INK_LEVEL = 0.2
 INK_PIXELS = 12
+SPLITS = ("test", "test_seen")  # what is evaluated: held-out and seen combinations
+DECODINGS = ("sampled", "greedy")
 IMAGE_METRICS = ("digit", "colour", "digit_colour", "empty", "scene")
 CAPTION_METRICS = ("official_digit", "digit", "slot_precision", "slot_recall", "slot_f1", "exact",
                    "well_formed")

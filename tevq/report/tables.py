@@ -19,8 +19,7 @@ import pandas as pd
 
 from tevq.config import Settings, SettingsError
 from tevq.data.scenes import CASES
-from tevq.evaluate.evaluate import DECODINGS, SPLITS
-from tevq.evaluate.metrics import CAPTION_METRICS, IMAGE_METRICS
+from tevq.evaluate.metrics import CAPTION_METRICS, DECODINGS, IMAGE_METRICS, SPLITS
 from tevq.grid import FRACTION, OTHER_SOURCE, Grid
 from tevq.report.stats import Counts
 from tevq.runs import devices
