@@ -272,7 +272,7 @@ def test_official_shirt_needs_a_space():
         (CENTER, 1, None), (CENTER, 0, 6), (CENTER, 0, 0)]
 
 
-# --------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------ tokens
 
 
 def test_vocabulary_is_fixed_and_the_same_size_for_every_source():

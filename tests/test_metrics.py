@@ -1,4 +1,4 @@
-"""Scoring: hand-made examples with counts worked out on paper, and properties."""
+"""Metrics: hand-made examples with counts worked out on paper, and properties."""
 
 import math
 
@@ -13,7 +13,7 @@ from tevq.config import SettingsError
 from tevq.data.captions import CENTER, UNUSED, Clause, paraphrases
 from tevq.data.scenes import CASES, OFFSETS, draw
 from tevq.data.source import class_names, load_source
-from tevq.evaluate import metrics as scoring
+from tevq.evaluate import metrics
 from tevq.evaluate.metrics import Score, by_case, score_captions, score_images
 
 NAMES = class_names("mnist")
@@ -45,7 +45,7 @@ def test_image_scores_by_hand():
         "empty": ([2, 1, 4, 0], [2, 3, 4, 0]),  # scene 1: ink in LL and LR, nobody asked
         "scene": ([0, 0, 1, 0], [1, 1, 1, 1]),
     }
-    assert tuple(found) == scoring.IMAGE_METRICS
+    assert tuple(found) == metrics.IMAGE_METRICS
 
 
 def test_sums_by_case_add_up():
@@ -108,25 +108,25 @@ def test_every_digit_is_ink_and_nothing_else_is(place, blur):
     images += 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).abs()
     center = torch.full((len(images),), place == CENTER)
     expected = [q == place for q in range(4)]
-    assert (scoring.quadrant_ink(images, center) == torch.tensor(expected)).all()
-    assert scoring.has_ink(images, torch.full((len(images),), place)).all()
+    assert (metrics.quadrant_ink(images, center) == torch.tensor(expected)).all()
+    assert metrics.has_ink(images, torch.full((len(images),), place)).all()
 
 
 def test_ink_beside_the_center_item_is_seen():
     item = load_source("digits", "test").images[:2]
     offset = torch.tensor([OFFSETS[CENTER], (0, -4)])
     image = draw(item, torch.tensor([0, 1]), offset, torch.zeros(2, dtype=torch.long), 1)
-    assert scoring.quadrant_ink(image, torch.tensor([True])).tolist() == [[1, 0, 0, 0]]
+    assert metrics.quadrant_ink(image, torch.tensor([True])).tolist() == [[1, 0, 0, 0]]
     # as a scene without center item, the center's ink counts in every quadrant
-    assert scoring.quadrant_ink(image, torch.tensor([False])).tolist() == [[1, 1, 1, 1]]
+    assert metrics.quadrant_ink(image, torch.tensor([False])).tolist() == [[1, 1, 1, 1]]
 
 
 def test_ink_threshold_is_exact():
     image = torch.full((1, 3, 64, 64), -1.0)
-    image[0, 2, 2, 2:2 + scoring.INK_PIXELS] = 2 * scoring.INK_LEVEL - 1 + 0.01
-    assert scoring.has_ink(image, torch.tensor([UL])).tolist() == [True]
-    image[0, 2, 2, 2] = 2 * scoring.INK_LEVEL - 1 - 0.01
-    assert scoring.has_ink(image, torch.tensor([UL])).tolist() == [False]
+    image[0, 2, 2, 2:2 + metrics.INK_PIXELS] = 2 * metrics.INK_LEVEL - 1 + 0.01
+    assert metrics.has_ink(image, torch.tensor([UL])).tolist() == [True]
+    image[0, 2, 2, 2] = 2 * metrics.INK_LEVEL - 1 - 0.01
+    assert metrics.has_ink(image, torch.tensor([UL])).tolist() == [False]
 
 
 def test_places_are_read_in_slot_order():
@@ -139,7 +139,7 @@ def test_places_are_read_in_slot_order():
     place = np.array([[LR, UL, U, U], [CENTER, U, U, U]], dtype=np.uint8)
     images = torch.full((2, 3, 64, 64), -1.0)
     images[0, 1, 50, 50], images[0, 2, 5, 5], images[1, 0, 30, 30] = 0.3, 0.7, 0.9
-    label, colour = scoring.read_places(images, place, predict)
+    label, colour = metrics.read_places(images, place, predict)
     assert label.tolist() == [[3, 7, U, U], [9, U, U, U]]
     assert colour.tolist() == [[1, 2, U, U], [0, U, U, U]]
 
@@ -169,7 +169,7 @@ TRUTH = [Clause(UL, 0, 2), Clause(LR, 3, 9)]
 ])
 def test_caption_scores_by_hand(text, expected):
     scores = score_captions([text], [TRUTH], NAMES)
-    assert tuple(scores) == scoring.CAPTION_METRICS
+    assert tuple(scores) == metrics.CAPTION_METRICS
     assert [(int(s.correct[0]), int(s.n[0])) for s in scores.values()] == expected
 
 

@@ -137,7 +137,7 @@ def test_loading_writes_nothing_and_works_from_anywhere(tmp_path):
 
 
 def test_absent_weights_are_named_with_the_folder(tmp_path):
-    with pytest.raises(SettingsError, match=f"no pretrained weights .* in {tmp_path}.laptop.models"):
+    with pytest.raises(SettingsError, match=f"no pretrained weights .* in {tmp_path}.laptop"):
         pretrained.load("te", tmp_path)
 
 

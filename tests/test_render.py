@@ -1,4 +1,4 @@
-"""Drawing: scenes in pixels, against a plain loop; crops."""
+"""Rendering: scenes in pixels, against a plain loop; crops."""
 
 import numpy as np
 import pytest

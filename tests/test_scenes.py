@@ -232,7 +232,7 @@ def test_scenes_are_built_once_and_then_read(cache, monkeypatch):
     monkeypatch.setattr(scenes_module, "build", lambda *_: pytest.fail("built again"))
     assert load_scenes(DATA, "val").sha256() == first.sha256()
     assert load_manifest(DATA, "val")["sha256"] == first.sha256()
-    stored = json.loads(next(cache.rglob("*.json")).read_text())
+    stored = json.loads(next(cache.rglob("*.json")).read_text(encoding="utf-8"))
     assert stored == load_manifest(DATA, "val")
     assert stored["items_sha256"] == load_source("digits", "test").sha256()
     assert stored["cases"] == {case: 200 for case in CASES}
@@ -256,7 +256,8 @@ def empty(folder):
 
 def change_manifest(folder):
     path = next(folder.rglob("*.json"))
-    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"seed": 3', '"seed": 4'), encoding="utf-8")
 
 
 def lose_manifest(folder):
@@ -264,11 +265,11 @@ def lose_manifest(folder):
 
 
 def scramble_manifest(folder):
-    next(folder.rglob("*.json")).write_text("[1, 2")
+    next(folder.rglob("*.json")).write_text("[1, 2", encoding="utf-8")
 
 
 def foreign_manifest(folder):
-    next(folder.rglob("*.json")).write_text("[]")
+    next(folder.rglob("*.json")).write_text("[]", encoding="utf-8")
 
 
 @pytest.mark.parametrize("damage", [flip_pixel, cut, empty, change_manifest, lose_manifest,
@@ -285,7 +286,7 @@ def test_damaged_cache_is_built_again_with_one_line(cache, capsys, damage):
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(cache, capsys):
-    (cache / "scenes").write_text("a file where the folder should be")
+    (cache / "scenes").write_text("a file where the folder should be", encoding="utf-8")
     assert len(load_scenes(DATA, "val")) == DATA.val
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "not cached" in message

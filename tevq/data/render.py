@@ -1,7 +1,9 @@
-"""Drawing: scenes and single items as images, and the crops that are judged.
+"""Rendering: scenes and single items as images, and the crops that the classifier sees.
 
-All tensor operations, on the device of the items. Images are float32 (B, 3, 64, 64) in [-1, 1];
-the background is black (-1), ink is the grey value of the item times the RGB of its colour.
+All tensor operations, on the device of the items. Images are float32 (B, 3, S, S) in [-1, 1]; the
+background is black (-1), ink is the grey value of the item times the RGB of its colour. The size of
+the items decides that of the scene: items of 28 pixels stand in cells of 32 of a scene of 64, and
+larger scenes are the same picture with more pixels.
 """
 
 from __future__ import annotations
@@ -12,32 +14,51 @@ import numpy as np
 import torch
 
 from tevq.data.captions import UNUSED
-from tevq.data.source import ITEM_SIZE, SourceImages
+from tevq.data.source import SourceImages
 
 if TYPE_CHECKING:
     from tevq.data.scenes import Scenes
 
-IMAGE_SIZE, CELL = 64, 32  # pixels; an item is padded by 2 on each side to fill its cell
-OFFSETS = ((2, 2), (2, 34), (34, 2), (34, 34), (18, 18))  # (row, column) of the item, per place
+IMAGE_SIZE, CELL = 64, 32  # pixels, of the paper's scenes
 RGB = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1))  # of each colour; ink has full intensity
 
 
+def item_size(size: int) -> int:
+    """Side of the items in scenes of `size` pixels, a multiple of 32."""
+    return size * 7 // 16
+
+
+def scene_size(item: int) -> int:
+    """Side of the scenes that items of `item` pixels, a multiple of 14, stand in."""
+    return item * 16 // 7
+
+
+def offsets(size: int = IMAGE_SIZE) -> tuple[tuple[int, int], ...]:
+    """(row, column) of the item at every place, in scenes of `size` pixels."""
+    near, far, middle = size // 32, size // 2 + size // 32, size // 4 + size // 32
+    return (near, near), (near, far), (far, near), (far, far), (middle, middle)
+
+
+OFFSETS = offsets()
+
+
 def render(scenes: Scenes, items: SourceImages, index=slice(None), device=None) -> torch.Tensor:
-    """Images of scenes: float32 (B, 3, 64, 64) in [-1, 1], black = -1.
+    """Images of scenes: float32 (B, 3, S, S) in [-1, 1], black = -1.
 
     items: of the split's part; index: slice or (B,) indices of scenes; device: where to draw,
     by default where the items are (moving all items at every call is slow).
     """
     items = items if device is None else items.to(device)
+    size = scene_size(items.images.shape[-1])
     if isinstance(index, torch.Tensor):
         index = index.cpu().numpy()
     place = scenes.place[index]
     scene, slot = np.nonzero(place != UNUSED)
-    offset = np.array(OFFSETS)[place[scene, slot]]
+    offset = np.array(offsets(size))[place[scene, slot]]
     # found here, not on a GPU, which would have to be waited for
     row, channel = np.nonzero(np.array(RGB)[scenes.colour[index][scene, slot]])
     numbers = np.stack((scenes.item[index][scene, slot][row], channel, *offset[row].T, scene[row]))
-    canvas = _blank(len(place), IMAGE_SIZE, items.images.device)
+    canvas = _blank(len(place), size, items.images.device)
     item, channel, *corner, scene = torch.from_numpy(numbers.astype(np.int64)).to(
         items.images.device, non_blocking=True)
     _paint(canvas, items.images, item, channel, torch.stack(corner, 1), scene)
@@ -46,15 +67,15 @@ def render(scenes: Scenes, items: SourceImages, index=slice(None), device=None) 
 
 def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene: torch.Tensor,
          count: int) -> torch.Tensor:
-    """Items at any pixel offsets: float32 (count, 3, 64, 64) in [-1, 1].
+    """Items at any pixel offsets: float32 (count, 3, S, S) in [-1, 1].
 
-    images: uint8 (M, 28, 28); colour: (M,); offset: (M, 2) row and column of the top left pixel,
+    images: uint8 (M, s, s); colour: (M,); offset: (M, 2) row and column of the top left pixel,
     any whole numbers; scene: (M,), the image each item goes to. What lies outside is cut off;
     where items of one scene overlap, the brighter value of each channel shows.
     """
-    edge = ITEM_SIZE  # a rim that takes what is cut off
-    offset = offset.clamp(-edge, IMAGE_SIZE) + edge
-    shape = (count, IMAGE_SIZE + 2 * edge, images.device)
+    edge = images.shape[-1]  # a rim that takes what is cut off
+    offset = offset.clamp(-edge, scene_size(edge)) + edge
+    shape = (count, scene_size(edge) + 2 * edge, images.device)
     canvas = None
     item = torch.arange(len(images), device=images.device)
     inked = torch.tensor(RGB, dtype=torch.bool, device=images.device)[colour]  # (M, 3)
@@ -68,28 +89,29 @@ def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene
 
 
 def crop(images: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The 28x28 pixels of one place per image, (B, C, 28, 28), as the classifier sees them.
+    """The pixels of one place per image, (B, C, s, s), as the classifier sees them.
 
-    images: (B, C, 64, 64); place: (B,), index into PLACES.
+    images: (B, C, S, S); place: (B,), index into PLACES.
     """
-    offset = torch.tensor(OFFSETS, device=images.device)[place.to(images.device, torch.int64)]
+    size = images.shape[-1]
+    offset = torch.tensor(offsets(size), device=images.device)[place.to(images.device, torch.int64)]
     rows = torch.arange(len(images), device=images.device)
-    return _windows(images)[rows, :, offset[:, 0], offset[:, 1]]
+    return _windows(images, item_size(size))[rows, :, offset[:, 0], offset[:, 1]]
 
 
 def _blank(count: int, size: int, device) -> torch.Tensor:
     return torch.full((count, 3, size, size), -1.0, device=device)
 
 
-def _windows(images: torch.Tensor) -> torch.Tensor:
-    """View (B, C, rows, columns, 28, 28): the 28x28 window at every offset."""
-    return images.unfold(2, ITEM_SIZE, 1).unfold(3, ITEM_SIZE, 1)
+def _windows(images: torch.Tensor, side: int) -> torch.Tensor:
+    """View (B, C, rows, columns, side, side): the window at every offset."""
+    return images.unfold(2, side, 1).unfold(3, side, 1)
 
 
 def _paint(canvas, images, item, channel, offset, scene) -> None:
     """Writes items into one channel each of `canvas`; windows of one call must not overlap."""
     ink = images[item].float().mul_(2 / 255).sub_(1)
-    _windows(canvas)[scene, channel, offset[:, 0], offset[:, 1]] = ink
+    _windows(canvas, images.shape[-1])[scene, channel, offset[:, 0], offset[:, 1]] = ink
 
 
 def _layers(scene: torch.Tensor) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 A split is a set of small arrays, built from a counter-based random stream: every scene reads its
 own part of the stream, so the arrays do not depend on how many scenes are made at a time. Pixels
-are drawn when needed (`drawing`), never stored.
+are drawn when needed (see `render`), never stored.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from tevq.config import DataConfig, SettingsError, digest, unknown
 from tevq.data import captions
 from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
-from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, render
+from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, offsets, render
 from tevq.data.source import ITEM_SIZE, SourceImages, cache_folder, class_names, load_source
 from tevq.runs.storage import write_atomically, write_json
 
 __all__ = [
     "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
-    "SPLITS", "Scenes", "build", "crop", "draw", "item_range", "load_manifest", "load_scenes",
-    "manifest", "part_of", "render", "split_size",
+    "SPLITS", "Scenes", "build", "crop", "draw", "held_out", "item_range", "load_manifest",
+    "load_scenes", "manifest", "offsets", "part_of", "render", "split_size",
 ]
 CASES = ("quad1", "quad2", "quad3", "quad4", "center")
 SPLITS = ("train", "val", "val_seen", "test", "test_seen")
@@ -279,7 +279,7 @@ def _read(path: Path, key: dict) -> Scenes | None:
     if not path.exists():
         return None
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         scenes = Scenes(**safetensors.numpy.load(path.read_bytes()))
         if scenes.sha256() == told["sha256"] and all(told.get(k) == v for k, v in key.items()):
             return scenes

@@ -50,7 +50,7 @@ OFFICIAL = {
     "fashion": ("c9471586015d65bcd36bd44575c3f83a8bfa8fd40cef404845336f3b15684d87",
                 "6abb7165a4c55f50d4bc6b1bc8255d64b9a5cf1de989e99310039add74923235"),
 }
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, 28, 28), 0 = background; labels (N,)
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, s, s), 0 = background; labels (N,)
 
 
 class Source(NamedTuple):
@@ -63,8 +63,8 @@ class Source(NamedTuple):
 class SourceImages(NamedTuple):
     """Grey items and their classes."""
 
-    images: torch.Tensor  # uint8 (N, 28, 28), 0 = background
-    labels: torch.Tensor  # int64 (N,), 0..9
+    images: torch.Tensor  # uint8 (N, s, s), 0 = background
+    labels: torch.Tensor  # int64 (N,), 0 ... classes - 1
 
     def to(self, device: str | torch.device) -> SourceImages:
         """The same items on another device; keep the result, the copy is made at every call."""
@@ -100,19 +100,22 @@ def _path(text: str, name: str) -> Path:
 # ---------------------------------------------------------------------------------- finding
 
 
-def find(name: str) -> Source:
-    """The source of a name (see the head of this file). Raises SettingsError for a bad one."""
+def find(name: str, size: int = ITEM_SIZE) -> Source:
+    """The source of a name (see the head of this file). Raises SettingsError for a bad one.
+
+    size: what pictures of a folder are brought to; other items keep their own size.
+    """
     if name in SOURCES:
         return SOURCES[name]
     kind, _, rest = name.partition(":")
     if kind not in KINDS or not rest:
         raise unknown("item source", name, [*SOURCES, *KINDS])
-    return _made(kind, rest, data_root())
+    return _made(kind, rest, size, data_root())
 
 
 @functools.lru_cache(maxsize=8)
-def _made(kind: str, rest: str, root: Path) -> Source:
-    source = KINDS[kind](rest)
+def _made(kind: str, rest: str, size: int, root: Path) -> Source:
+    source = KINDS[kind](rest, size)
     if len(source.names) < LEAST_CLASSES:
         raise SettingsError(f"{kind}:{rest} has {len(source.names)} classes; scenes need at least "
                             f"{LEAST_CLASSES}, one to be held out in every quadrant")
@@ -125,8 +128,8 @@ def class_names(source: str) -> tuple[str, ...]:
     return find(source).names
 
 
-def load_source(source: str, part: str) -> SourceImages:
-    """Items of a source; part: "train" or "test".
+def load_source(source: str, part: str, size: int = ITEM_SIZE) -> SourceImages:
+    """Items of a source; part: "train" or "test"; size: pixels of their side.
 
     Raises SettingsError with one line when files are missing and cannot be downloaded, are damaged,
     or are not the data set that the name promises.
@@ -134,12 +137,12 @@ def load_source(source: str, part: str) -> SourceImages:
     find(source)
     if part not in PARTS:
         raise unknown("part of the items", part, PARTS)
-    return _load(source, part, data_root())
+    return _load(source, part, size, data_root())
 
 
 @functools.lru_cache(maxsize=8)
-def _load(source: str, part: str, root: Path) -> SourceImages:
-    entry = find(source)
+def _load(source: str, part: str, size: int, root: Path) -> SourceImages:
+    entry = find(source, size)
     images, labels = entry.load(part)
     try:
         _check(images, labels, len(entry.names))
@@ -150,12 +153,22 @@ def _load(source: str, part: str, root: Path) -> SourceImages:
         other = next((name for name, known in OFFICIAL.items() if found in known), "another set")
         raise SettingsError(f"the {part} files of {source} in {root} are not the official ones but "
                             f"{other}; delete them to download them, or name yours idx:PATH")
+    if images.shape[-1] != size:
+        items = items._replace(images=_resized(items.images, size))
     return items
 
 
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear, without aliasing when it reduces: uint8 (N, s, s) -> uint8 (N, size, size)."""
+    scale = functools.partial(torch.nn.functional.interpolate, size=(size, size), mode="bilinear",
+                              antialias=True)
+    return torch.cat([scale(part[:, None].float())[:, 0].round().to(torch.uint8)
+                      for part in images.split(4096)])
+
+
 def _check(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (ITEM_SIZE, ITEM_SIZE):
-        raise ValueError(f"images have shape {images.shape}, not (N, {ITEM_SIZE}, {ITEM_SIZE})")
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images have shape {images.shape}, which is not (N, s, s)")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     if not np.array_equal(np.unique(labels), np.arange(classes)):
@@ -275,13 +288,13 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= 120 else f"… {text[-118:]}"
 
 
-def _from_folder(path: str) -> Source:
+def _from_folder(path: str, size: int) -> Source:
     folder = data_root() / _path(path, "folder")
     return Source(files.folder_names(folder),
-                  functools.partial(files.read_folder, folder, size=ITEM_SIZE))
+                  functools.partial(files.read_folder, folder, size=size))
 
 
-def _from_idx(path: str, transposed: bool = False) -> Source:
+def _from_idx(path: str, size: int, transposed: bool = False) -> Source:
     base = data_root() / _path(path, "idx")
 
     def load(part: str) -> Arrays:
@@ -291,7 +304,7 @@ def _from_idx(path: str, transposed: bool = False) -> Source:
     return Source(files.idx_names(base) or _default_names(load("train")[1]), load)
 
 
-def _from_torchvision(name: str) -> Source:
+def _from_torchvision(name: str, size: int) -> Source:
     load = functools.partial(_torchvision, name)
     return Source(_default_names(load("train")[1]), load)
 

@@ -1,10 +1,11 @@
 """Translation equivariance in the quantized space: does Fq(T1 x) = T2 Fq(x) hold (equation 2)?
 
-One item is drawn on an empty 64x64 scene, moved, and the codes of the half-sized window that
-travels with it are compared. Four measures, because different things break them:
+One item is drawn on an empty scene, moved, and the codes of the half-sized window that travels with
+it are compared. Four measures, because different things break them:
 
 * `official`: the five places of the official code, all ten pairs of quarter-grid windows;
-* `grid`: shifts by multiples of the stride, up to 32 px; borders, attention and normalisation act;
+* `grid`: shifts by multiples of the stride, up to half a scene (32 px); borders, attention and
+  normalisation act;
 * `subgrid`: shifts by 1 ... stride - 1 px, against the unshifted codes at the nearest aligned
   position; aliasing acts;
 * `context`: the item stays, the other quadrants are empty or filled; attention and normalisation.
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from tevq.data import scenes
+from tevq.data.render import scene_size
 from tevq.data.source import SourceImages
 
 Shift = tuple[int, int]  # pixels down, pixels right
@@ -102,12 +104,12 @@ class Encoded:
 
 @torch.no_grad()
 def encode(model: Any, x: torch.Tensor) -> Encoded:
-    """x (B, 3, 64, 64) in [-1, 1] -> features and codes, float32.
+    """x (B, 3, S, S) in [-1, 1] -> features and codes, float32.
 
     `model` has `stride`, `encode` and `quantizer`, as VQGAN does.
     """
     features = model.encode(x.contiguous(memory_format=torch.channels_last)).float()
-    bright = (x.amax(1) > -1 + 1e-3).float()  # (B, 64, 64)
+    bright = (x.amax(1) > -1 + 1e-3).float()  # (B, S, S)
     ink = torch.nn.functional.max_pool2d(bright[:, None], model.stride)[:, 0] > 0
     return Encoded(features, model.quantizer.nearest(features), ink)
 
@@ -115,11 +117,14 @@ def encode(model: Any, x: torch.Tensor) -> Encoded:
 class Probe:
     """Items in fixed random colours that can be drawn anywhere; the stimulus of all measures."""
 
-    def __init__(self, items: SourceImages, count: int, seed: int, device: torch.device | str = "cpu"):
+    def __init__(self, items: SourceImages, count: int, seed: int,
+                 device: torch.device | str = "cpu"):
         random = torch.Generator().manual_seed(seed)
         index = torch.randperm(len(items.labels), generator=random)
         self.count, self.device = min(count, len(index)), device
         self.images = items.images[index[: self.count]]
+        self.size = scene_size(self.images.shape[-1])  # S
+        self.offsets = scenes.offsets(self.size)
         # for the context measure: three other items, and all colours
         self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]
         self.colour = torch.randint(len(scenes.COLOURS), (self.count,), generator=random)
@@ -127,16 +132,16 @@ class Probe:
                                           generator=random)
 
     def at(self, row: int, col: int) -> torch.Tensor:
-        """Scenes (count, 3, 64, 64) with one item, its top-left pixel at (row, col)."""
+        """Scenes (count, 3, S, S) with one item, its top-left pixel at (row, col)."""
         offset = torch.tensor([row, col]).expand(self.count, 2)
         x = scenes.draw(self.images, self.colour, offset, torch.arange(self.count), self.count)
         return x.to(self.device)
 
     def crowded(self, quadrant: int) -> torch.Tensor:
         """Scenes with the item in `quadrant` and other items in the other three."""
-        x = self.at(*scenes.OFFSETS[quadrant])
+        x = self.at(*self.offsets[quadrant])
         rest = [q for q in range(4) if q != quadrant]
-        offset = torch.tensor([scenes.OFFSETS[q] for q in rest]).repeat(self.count, 1)
+        offset = torch.tensor([self.offsets[q] for q in rest]).repeat(self.count, 1)
         scene = torch.arange(self.count).repeat_interleave(3)[: len(self.others)]
         other = scenes.draw(self.others, self.other_colour, offset[: len(scene)], scene,
                             self.count)
@@ -148,9 +153,9 @@ def nearest_cell(pixels: int, stride: int) -> int:
     return math.ceil(pixels / stride - 0.5)
 
 
-def grid_shifts(stride: int) -> list[Shift]:
-    """Multiples of the stride up to 32 px: right, down, and diagonally."""
-    steps = range(stride, scenes.CELL + 1, stride)
+def grid_shifts(stride: int, size: int = scenes.IMAGE_SIZE) -> list[Shift]:
+    """Multiples of the stride up to half the size of a scene: right, down, and diagonally."""
+    steps = range(stride, size // 2 + 1, stride)
     return [s for d in steps for s in ((0, d), (d, 0), (d, d))]
 
 
@@ -161,7 +166,7 @@ def subgrid_shifts(stride: int) -> list[Shift]:
 
 def compare_shifts(model: Any, probe: Probe, shifts: list[Shift]) -> dict[Shift, Agreement]:
     """Equation 2 for each shift of the item from the upper-left quadrant."""
-    row, col = scenes.OFFSETS[0]
+    row, col = probe.offsets[0]
     K = model.quantizer.K
     reference = encode(model, probe.at(row, col)).window(0, 0)
     found = {}
@@ -175,10 +180,10 @@ def compare_shifts(model: Any, probe: Probe, shifts: list[Shift]) -> dict[Shift,
 
 def official(model: Any, probe: Probe) -> Agreement:
     """The official ShiftEqMetric: centre and quadrants, ten pairs of windows."""
-    half = scenes.CELL // model.stride
+    half = probe.size // 2 // model.stride
     cells = [(0, 0), (0, half), (half, 0), (half, half), (half // 2, half // 2)]
     windows = [encode(model, probe.at(*place)).window(*cell)
-               for place, cell in zip(scenes.OFFSETS, cells, strict=True)]
+               for place, cell in zip(probe.offsets, cells, strict=True)]
     total = Agreement(model.quantizer.K)
     for a, b in itertools.combinations(windows, 2):
         total.add(a, b)
@@ -187,10 +192,10 @@ def official(model: Any, probe: Probe) -> Agreement:
 
 def context(model: Any, probe: Probe) -> Agreement:
     """The same item in the same quadrant, alone or among three others."""
-    half = scenes.CELL // model.stride
+    half = probe.size // 2 // model.stride
     total = Agreement(model.quantizer.K)
     for quadrant, cell in enumerate([(0, 0), (0, half), (half, 0), (half, half)]):
-        alone = encode(model, probe.at(*scenes.OFFSETS[quadrant])).window(*cell)
+        alone = encode(model, probe.at(*probe.offsets[quadrant])).window(*cell)
         total.add(alone, encode(model, probe.crowded(quadrant)).window(*cell))
     return total
 
@@ -209,7 +214,7 @@ def pool(parts: list[Agreement]) -> Agreement:
 def compare(model: Any, probe: Probe) -> dict[str, Agreement]:
     """The comparisons behind all four measures."""
     s = model.stride
-    grid = pool(list(compare_shifts(model, probe, grid_shifts(s)).values()))
+    grid = pool(list(compare_shifts(model, probe, grid_shifts(s, probe.size)).values()))
     subgrid = pool(list(compare_shifts(model, probe, subgrid_shifts(s)).values()))
     return {"official": official(model, probe), "grid": grid, "subgrid": subgrid,
             "context": context(model, probe)}

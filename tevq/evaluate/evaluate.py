@@ -91,7 +91,8 @@ def _begin(run: Run, settings: Settings, results, *kinds: str) -> tuple[Evaluato
     return evaluator, where
 
 
-def _reconstruction(settings: Settings, evaluator: Evaluator, split: str) -> tuple[list[dict], dict]:
+def _reconstruction(settings: Settings, evaluator: Evaluator, split: str
+                    ) -> tuple[list[dict], dict]:
     """Ceiling rows of a split, and one line for Table 3."""
     scenes, items = split_of(settings, split)
     name = settings.stage1.perceptual

@@ -1,4 +1,4 @@
-"""Judging a generator: it paints captions and describes images (sections 4.1 and 4.2)."""
+"""The evaluator: lets a generator paint and describe, and scores it (sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class Evaluator:
     device: torch.device
 
     @classmethod
-    def load(cls, settings: Settings, results=None, device: torch.device | str = "cpu") -> Evaluator:
-        """Judge of a run, with its trained quantizer and the preset's classifier."""
+    def load(cls, settings: Settings, results=None, device: torch.device | str = "cpu"
+             ) -> Evaluator:
+        """With the trained VQGAN of a run and the classifier of its preset."""
         return cls(vqgan.load(settings, results, device),
                    classifier.load(settings, results, device),
                    Tokenizer(class_names(settings.data.source)), torch.device(device))
 
     def score_images(self, images: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
-        """`scoring.IMAGE_METRICS` of images (N, 3, 64, 64) in [-1, 1] that should show `scenes`."""
+        """`metrics.IMAGE_METRICS` of images (N, 3, 64, 64) in [-1, 1] that should show `scenes`."""
         labels, colours = read_places(images.to(self.device), scenes.place,
                                       self.classifier.predict)
         center = torch.from_numpy(scenes.place[:, 0] == CENTER).to(self.device)
@@ -61,8 +62,8 @@ class Evaluator:
                                               scenes.take(slice(i, i + CHUNK)))
                             for i in range(0, len(codes), CHUNK)])
 
-    def text_to_image(self, model: Transformer, scenes: Scenes, options: EvaluationConfig, seed: int,
-                      greedy: bool = False) -> torch.Tensor:
+    def text_to_image(self, model: Transformer, scenes: Scenes, options: EvaluationConfig,
+                      seed: int, greedy: bool = False) -> torch.Tensor:
         """Codes (N, h, w) painted for the captions of `scenes`."""
         return self.paint(model, torch.from_numpy(scenes.caption.astype(np.int64)), options, seed,
                           greedy)
@@ -90,7 +91,7 @@ class Evaluator:
         return texts
 
     def score_texts(self, texts: list[str], scenes: Scenes) -> dict[str, Score]:
-        """`scoring.CAPTION_METRICS` of captions written for `scenes`."""
+        """`metrics.CAPTION_METRICS` of captions written for `scenes`."""
         truths = [scenes.clauses(i) for i in range(len(scenes))]
         return score_captions(texts, truths, self.tokenizer.names)
 

@@ -36,13 +36,13 @@ import torch
 
 from tevq.config import SettingsError
 from tevq.data.captions import UNUSED, Clause, official_units, parse
-from tevq.data.render import CELL, IMAGE_SIZE, crop
+from tevq.data.render import IMAGE_SIZE, crop
 
 # A region has ink when at least 12 of its pixels are brighter than 0.2 on the scale 0..1, in
 # their brightest channel. Of real MNIST and digits items all have ink, also after a blur of 1.5
 # pixels (standard deviation); of Fashion-MNIST 1 in 20,000 has none (1 in 3,000 when blurred).
 INK_LEVEL = 0.2
-INK_PIXELS = 12
+INK_PIXELS = 12  # in scenes of 64x64 pixels; as a share of the pixels in others
 SPLITS = ("test", "test_seen")  # what is evaluated: held-out and seen combinations
 DECODINGS = ("sampled", "greedy")
 IMAGE_METRICS = ("digit", "colour", "digit_colour", "empty", "scene")
@@ -82,16 +82,17 @@ def by_case(scores: dict[str, Score], case: np.ndarray, cases: Sequence[str]
 
 def has_ink(images: torch.Tensor, place: torch.Tensor, center: torch.Tensor | None = None
             ) -> torch.Tensor:
-    """Whether the 28x28 pixels of a place hold at least INK_PIXELS above INK_LEVEL: bool (B,).
+    """Whether the crop at a place holds at least INK_PIXELS above INK_LEVEL: bool (B,).
 
-    images: (B, 3, 64, 64) in [-1, 1]; place: (B,), index into PLACES. center: bool (B,), scenes
-    whose center item is left out of account, with its cell of 32x32 pixels.
+    images: (B, 3, S, S) in [-1, 1]; place: (B,), index into PLACES. center: bool (B,), scenes whose
+    center item is left out of account, with its cell of S/2 pixels.
     """
-    ink = images.amax(1, keepdim=True) > 2 * INK_LEVEL - 1  # (B, 1, 64, 64)
+    size = images.shape[-1]
+    ink = images.amax(1, keepdim=True) > 2 * INK_LEVEL - 1  # (B, 1, S, S)
     if center is not None:
-        low, high = (IMAGE_SIZE - CELL) // 2, (IMAGE_SIZE + CELL) // 2
+        low, high = size // 4, size - size // 4
         ink[center.to(ink.device), :, low:high, low:high] = False
-    return crop(ink, place).sum((1, 2, 3)) >= INK_PIXELS
+    return crop(ink, place).sum((1, 2, 3)) >= INK_PIXELS * (size / IMAGE_SIZE) ** 2
 
 
 def quadrant_ink(images: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
@@ -104,8 +105,8 @@ def read_places(images: torch.Tensor, place: np.ndarray, predict: Callable
                 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and colour seen at each named place: two uint8 (B, 4), 255 in unused slots.
 
-    images: (B, 3, 64, 64) in [-1, 1]; place: uint8 (B, 4); predict: crops (M, 3, 28, 28) ->
-    (classes (M,), colours (M,)).
+    images: (B, 3, S, S) in [-1, 1]; place: uint8 (B, 4); predict: crops (M, 3, s, s) -> (classes
+    (M,), colours (M,)).
     """
     scene, slot = np.nonzero(place != UNUSED)
     seen = np.full((2, *place.shape), UNUSED, dtype=np.uint8)
