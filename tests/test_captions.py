@@ -31,6 +31,7 @@ from tevq.data.captions import (
 from tevq.data.source import SOURCES, class_names
 
 NAMES = class_names("mnist")
+FIXED = [name for name in SOURCES if not name.endswith(":")]
 TOKENIZER = Tokenizer(NAMES)
 WORDS = TOKENIZER.words[3:]
 EXAMPLE = "the lower right is blue nine, and the white two is on the upper left."  # section 4.1
@@ -89,7 +90,7 @@ def test_written_captions_are_read_back_exactly(clauses, choices):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.sampled_from(list(SOURCES)), scenes(), st.integers(0, 2**32))
+@given(st.sampled_from(FIXED), scenes(), st.integers(0, 2**32))
 def test_paraphrases_of_every_source_are_read_back_exactly(source, clauses, seed):
     names = class_names(source)
     texts = paraphrases(clauses, 10, seed, names)
@@ -128,7 +129,7 @@ def test_the_longest_caption_fills_the_length():
 
 def test_no_word_hides_in_another():
     """The official rule searches substrings; only "shirt" needs its special case."""
-    for source in SOURCES:
+    for source in FIXED:
         words = Tokenizer(class_names(source)).words[3:]
         names = [*class_names(source), *captions.COLOURS]
         hidden = {(a, b) for a in names for b in words if a != b and a in b}
@@ -277,7 +278,7 @@ def test_official_shirt_needs_a_space():
 
 def test_vocabulary_is_fixed_and_the_same_size_for_every_source():
     assert TOKENIZER.words[:3] == ("<pad>", "<bos>", "<eos>") and (PAD, BOS, EOS) == (0, 1, 2)
-    for source in SOURCES:
+    for source in FIXED:
         tokenizer = Tokenizer(class_names(source))
         assert len(set(tokenizer.words)) == tokenizer.size == TOKENIZER.size
         assert tokenizer.words[:-10] == TOKENIZER.words[:-10]  # only the class words differ
@@ -292,7 +293,7 @@ def test_any_words_survive_the_round_trip(ids):
 
 
 @settings(deadline=None)
-@given(st.sampled_from(list(SOURCES)), st.integers(0, 3), st.integers(0, 9), st.integers(0, 2**32))
+@given(st.sampled_from(FIXED), st.integers(0, 3), st.integers(0, 9), st.integers(0, 2**32))
 def test_grammar_captions_survive_the_round_trip(source, colour, label, seed):
     names = class_names(source)
     tokenizer = Tokenizer(names)

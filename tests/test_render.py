@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tevq.config import DataConfig
 from tevq.data.captions import PLACES, UNUSED
-from tevq.data.scenes import OFFSETS, RGB, build, crop, draw, part_of, render
+from tevq.data.render import OFFSETS, RGB, crop, draw, item_size, offsets, render, scene_size
+from tevq.data.scenes import build, part_of
 from tevq.data.source import SourceImages, load_source
 
 
@@ -104,3 +105,22 @@ def test_the_original_items_are_never_changed(built):
     before = items.sha256()
     render(built["train"], items, slice(0, 50)).zero_()
     assert SourceImages(*items).sha256() == before
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_scenes_of_other_sizes_are_the_same_picture(built, size):
+    """Crops are the items at every size, and nothing lies between. Planted fault: an offset."""
+    items = load_source("digits", "train", item_size(size))
+    scenes = built["train"].take(slice(0, 100))
+    images = render(scenes, items)
+    assert images.shape == (100, 3, size, size) and scene_size(item_size(size)) == size
+    ink = (images > -1).sum((1, 2, 3))
+    for slot in range(4):
+        used = np.flatnonzero(scenes.place[:, slot] != UNUSED)
+        crops = crop(images[used], torch.from_numpy(scenes.place[used, slot]))
+        grey = items.images[torch.from_numpy(scenes.item[used, slot]).long()]
+        assert torch.equal(((crops.amax(1) + 1) * 127.5).round(), grey.float())
+        ink[used] -= (crops > -1).sum((1, 2, 3))
+    assert (ink == 0).all()
+    if size == 64:
+        assert offsets(64) == OFFSETS == ((2, 2), (2, 34), (34, 2), (34, 34), (18, 18))

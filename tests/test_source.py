@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
+from small import tiny
 from torchvision.datasets import MNIST
 
 from tevq import config, presets
@@ -20,6 +21,13 @@ from tevq.data import files, scenes
 from tevq.data import source as items
 from tevq.data.captions import Tokenizer, parse
 from tevq.data.source import SourceImages, cache_folder, data_root, load_source
+from tevq.evaluate import evaluate, examples
+from tevq.evaluate.evaluator import Evaluator
+from tevq.evaluate.generator import Generator
+from tevq.models import transformer
+from tevq.train import stage1, stage2
+
+FIXED = [name for name in items.SOURCES if not name.endswith(":")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +61,7 @@ def test_digits_have_a_margin_and_full_range(digits):
 
 
 def test_class_words_are_single_and_different():
-    for source in items.SOURCES:
+    for source in FIXED:
         names = items.class_names(source)
         assert len(set(names)) == 10 and all(name.isalpha() for name in names)
 
@@ -453,16 +461,53 @@ def test_data_sets_of_torchvision_by_name(raw, monkeypatch):
     assert load_source("torchvision:QMNIST", "train").labels.tolist() == [*range(8)]
 
 
+def test_a_new_source_is_one_entry(monkeypatch):
+    """As the package's README shows it."""
+    def stripes(part):
+        labels = np.arange({"train": 200, "test": 80}[part]) % 4
+        images = np.zeros((len(labels), 28, 28), np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4:24, 6 + 4 * label: 8 + 4 * label] = 255
+        return images, labels
+
+    monkeypatch.setitem(items.SOURCES, "stripes", items.Source(("first", "second", "third", "last"),
+                                                               stripes))
+    cell = presets.load("smoke", "te", 0, {"data.source": "stripes"})
+    made = scenes.build(cell.data, "val", load_source("stripes", "test").labels.numpy())
+    text = Tokenizer(items.class_names("stripes")).decode(made.caption[0])
+    assert parse(text, items.class_names("stripes")).clauses == set(made.clauses(0))
+
+
 def test_settings_accept_the_names_of_sources(tmp_path):
-    """What `config` allows is what this file knows, and a path names a run's folder safely."""
-    spec = next(f for f in dataclasses.fields(DataConfig) if f.name == "source")
-    assert set(spec.metadata["choices"]) == {*items.SOURCES, *(f"{k}:" for k in items.KINDS)}
+    """What `config` allows is what SOURCES knows, and a path names a run's folder safely."""
     made = presets.load("smoke", "te", 0, {"data.source": "folder:/data/my digits/"})
     assert made.data.source == "folder:/data/my digits/" and made.data.word == "my-digits"
     assert DataConfig(source="torchvision:KMNIST").word == "KMNIST"
     assert config.Settings().data.word == "digits"
     with pytest.raises(SettingsError, match="data.source = 'faces' is not one of digits"):
         presets.load("smoke", "te", 0, {"data.source": "faces"})
-    for name in ("folder", "folder:", "faces:x"):
+    for name in ("folder", "folder:", "faces:x", "digits:x"):
         with pytest.raises(SettingsError, match="unknown item source"):
             load_source(name, "train")
+
+
+def test_a_study_of_own_pictures_with_other_classes_and_size(tmp_path, monkeypatch):
+    """Twelve classes, scenes of 96 pixels: both stages are trained, evaluated and used."""
+    monkeypatch.setenv("TEVQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", 100)
+    source = write_few(tmp_path / "mine", 10, 60, [f"thing{i:02}" for i in range(12)])
+    cell = tiny(**{"data.source": source, "data.scene": 96})
+    stage1.train(cell, tmp_path)
+    stage2.train(cell, tmp_path)
+    for run in (evaluate.evaluate(cell, tmp_path), evaluate.evaluate_quantizer(cell, tmp_path)):
+        assert run.folder.name.startswith("mine-te-s0-") and run.done
+    rows = evaluate.open_run(cell, "quantizer", tmp_path).summary()["rows"]
+    assert {row["metric"] for row in rows} >= {"digit", "empty"}
+    empty = [row["value"] for row in rows
+             if (row["task"], row["metric"]) == ("ceiling-real", "empty")]
+    assert set(empty) == {1.0}  # the ink is where the larger offsets say
+    judged = Evaluator.load(cell, tmp_path)
+    made = Generator(cell, judged, transformer.load(cell, tmp_path))
+    x = made.paint("the center is red thing11.", greedy=True)
+    assert x.shape == (1, 3, 96, 96) and len(made.describe(-x.abs())) == 1
+    assert examples.load_painted(cell, "test", tmp_path, [0]).images.shape == (1, 3, 96, 96)

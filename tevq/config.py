@@ -62,12 +62,12 @@ def option(default: Any, low: float | None = None, high: float | None = None, ch
 class DataConfig:
     """Scenes of the study (section 4, Data Construction). Sizes count scenes."""
 
-    source: str = option("digits", choices=(  # the rest of a name is read by data/source.py
-        "digits", "mnist", "fashion", "folder:", "idx:", "idx-transposed:", "torchvision:"))
+    source: str = option("digits", choices="tevq.data.source.SOURCES")
     train: int = option(20_000, low=5)
     val: int = option(500, low=5)
     test: int = option(500, low=5)  # also the size of test_seen
     seed: int = option(0, low=0, high=MOST_SEED)  # of the scenes; the same for every run
+    scene: int = option(64, low=32, high=512, neutral=64)  # pixels of a scene's side
 
     @property
     def word(self) -> str:
@@ -289,7 +289,10 @@ def _replace(settings: Settings, name: str, value: Any) -> Settings:
 
 def _check_combinations(settings: Settings) -> None:
     """Rules that join two settings."""
-    stage1 = settings.stage1
+    stage1, size = settings.stage1, settings.data.scene
+    if size % 32 or size < 4 * stage1.stride:
+        raise SettingsError(f"data.scene = {size} does not fit; it must be a multiple of 32 and at "
+                            f"least 4 x stage1.stride, that is {4 * stage1.stride}")
     if stage1.orthogonality > 0 and stage1.codes > stage1.code_dim:
         raise SettingsError(
             f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "

@@ -8,16 +8,13 @@ larger scenes are the same picture with more pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
 from tevq.data.captions import UNUSED
 from tevq.data.source import SourceImages
-
-if TYPE_CHECKING:
-    from tevq.data.scenes import Scenes
 
 IMAGE_SIZE, CELL = 64, 32  # pixels, of the paper's scenes
 RGB = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1))  # of each colour; ink has full intensity
@@ -42,11 +39,11 @@ def offsets(size: int = IMAGE_SIZE) -> tuple[tuple[int, int], ...]:
 OFFSETS = offsets()
 
 
-def render(scenes: Scenes, items: SourceImages, index=slice(None), device=None) -> torch.Tensor:
+def render(scenes: Any, items: SourceImages, index=slice(None), device=None) -> torch.Tensor:
     """Images of scenes: float32 (B, 3, S, S) in [-1, 1], black = -1.
 
-    items: of the split's part; index: slice or (B,) indices of scenes; device: where to draw,
-    by default where the items are (moving all items at every call is slow).
+    scenes: a `scenes.Scenes`; items: of the split's part; index: slice or (B,) indices of scenes;
+    device: where to draw, by default where the items are (moving all items at every call is slow).
     """
     items = items if device is None else items.to(device)
     size = scene_size(items.images.shape[-1])

@@ -22,14 +22,26 @@ from safetensors import SafetensorError
 from tevq.config import DataConfig, SettingsError, digest, unknown
 from tevq.data import captions
 from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
-from tevq.data.render import CELL, IMAGE_SIZE, OFFSETS, RGB, crop, draw, offsets, render
+from tevq.data.render import (
+    CELL,
+    IMAGE_SIZE,
+    OFFSETS,
+    RGB,
+    crop,
+    draw,
+    item_size,
+    offsets,
+    render,
+    scene_size,
+)
 from tevq.data.source import ITEM_SIZE, SourceImages, cache_folder, class_names, load_source
 from tevq.runs.storage import write_atomically, write_json
 
 __all__ = [
     "CASES", "CELL", "COLOURS", "HELD_OUT", "IMAGE_SIZE", "ITEM_SIZE", "OFFSETS", "PLACES", "RGB",
-    "SPLITS", "Scenes", "build", "crop", "draw", "held_out", "item_range", "load_manifest",
-    "load_scenes", "manifest", "offsets", "part_of", "render", "split_size",
+    "SPLITS", "Scenes", "build", "crop", "draw", "held_out", "item_range", "load_items",
+    "load_manifest", "load_scenes", "manifest", "offsets", "part_of", "render",
+    "scene_size", "split_size",
 ]
 CASES = ("quad1", "quad2", "quad3", "quad4", "center")
 SPLITS = ("train", "val", "val_seen", "test", "test_seen")
@@ -231,6 +243,11 @@ def load_scenes(data: DataConfig, split: str) -> Scenes:
     except OSError as error:
         print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
     return scenes
+
+
+def load_items(data: DataConfig, part: str) -> SourceImages:
+    """Items ("train" or "test") of the size that the scenes need."""
+    return load_source(data.source, part, item_size(data.scene))
 
 
 def load_manifest(data: DataConfig, split: str) -> dict:

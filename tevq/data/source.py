@@ -1,7 +1,8 @@
 """Sources of items: the 28x28 digits, garments or your own pictures that scenes are made of.
 
 A source is one entry of `SOURCES`: its class words, and a loader of its items. `digits` comes with
-scikit-learn, `mnist` and `fashion` are downloaded once. `KINDS` makes sources out of names:
+scikit-learn, `mnist` and `fashion` are downloaded once. Entries that end with a colon make a source
+out of the rest of its name:
 
     folder:PATH          pictures in `PATH/train/<class>/` and `PATH/test/<class>/`, or all in
                          `PATH/<class>/`
@@ -21,7 +22,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,19 +106,17 @@ def find(name: str, size: int = ITEM_SIZE) -> Source:
 
     size: what pictures of a folder are brought to; other items keep their own size.
     """
-    if name in SOURCES:
-        return SOURCES[name]
-    kind, _, rest = name.partition(":")
-    if kind not in KINDS or not rest:
-        raise unknown("item source", name, [*SOURCES, *KINDS])
-    return _made(kind, rest, size, data_root())
+    kind, colon, rest = name.partition(":")
+    if kind + colon not in SOURCES or bool(colon) != bool(rest):
+        raise unknown("item source", name, SOURCES)
+    return _made(kind + colon, rest, size, data_root()) if colon else SOURCES[name]
 
 
 @functools.lru_cache(maxsize=8)
 def _made(kind: str, rest: str, size: int, root: Path) -> Source:
-    source = KINDS[kind](rest, size)
+    source = SOURCES[kind](rest, size)
     if len(source.names) < LEAST_CLASSES:
-        raise SettingsError(f"{kind}:{rest} has {len(source.names)} classes; scenes need at least "
+        raise SettingsError(f"{kind}{rest} has {len(source.names)} classes; scenes need at least "
                             f"{LEAST_CLASSES}, one to be held out in every quadrant")
     check_names(source.names)
     return source
@@ -316,14 +315,13 @@ def _default_names(labels: np.ndarray) -> tuple[str, ...]:
         f"class{i:0{len(str(count - 1))}}" for i in range(count))
 
 
-SOURCES = {
+# `Source`s; behind a colon, functions that make one of the rest of the name and the items' size
+SOURCES: dict[str, Any] = {
     "digits": Source(_NUMBERS, _digits),
     "mnist": Source(_NUMBERS, functools.partial(_torchvision, "MNIST", classes=10)),
     "fashion": Source(_GARMENTS, functools.partial(_torchvision, "FashionMNIST", classes=10)),
-}
-KINDS = {
-    "folder": _from_folder,
-    "idx": _from_idx,
-    "idx-transposed": functools.partial(_from_idx, transposed=True),
-    "torchvision": _from_torchvision,
+    "folder:": _from_folder,
+    "idx:": _from_idx,
+    "idx-transposed:": functools.partial(_from_idx, transposed=True),
+    "torchvision:": _from_torchvision,
 }

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 
 from tevq.data import scenes
-from tevq.data.render import scene_size
 from tevq.data.source import SourceImages
 
 Shift = tuple[int, int]  # pixels down, pixels right
@@ -123,7 +122,7 @@ class Probe:
         index = torch.randperm(len(items.labels), generator=random)
         self.count, self.device = min(count, len(index)), device
         self.images = items.images[index[: self.count]]
-        self.size = scene_size(self.images.shape[-1])  # S
+        self.size = scenes.scene_size(self.images.shape[-1])  # S
         self.offsets = scenes.offsets(self.size)
         # for the context measure: three other items, and all colours
         self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]

@@ -15,8 +15,7 @@ import time
 import torch
 
 from tevq.config import Settings
-from tevq.data.scenes import CASES, Scenes, render
-from tevq.data.source import load_source
+from tevq.data.scenes import CASES, Scenes, load_items, render
 from tevq.evaluate import equivariance, examples
 from tevq.evaluate.evaluator import CHUNK, Evaluator, encoded_split, join_scores, split_of
 from tevq.evaluate.metrics import DECODINGS, SPLITS, Score, by_case
@@ -42,7 +41,7 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
             began = time.monotonic()
             evaluator, where = _begin(run, settings, results, "classifier", "stage1")
             found = [_reconstruction(settings, evaluator, split) for split in SPLITS]
-            items = load_source(settings.data.source, "test")
+            items = load_items(settings.data, "test")
             count = min(PROBE_ITEMS, settings.data.test // 5)
             probe = equivariance.Probe(items, count, settings.data.seed, where.device)
             compared = equivariance.compare(evaluator.vqgan, probe)

@@ -10,8 +10,8 @@ import torch
 
 from tevq.config import EvaluationConfig, Settings, digest
 from tevq.data.captions import CENTER, Tokenizer
-from tevq.data.scenes import CASES, Scenes, load_scenes, part_of, render
-from tevq.data.source import SourceImages, class_names, load_source
+from tevq.data.scenes import CASES, Scenes, load_items, load_scenes, part_of, render
+from tevq.data.source import SourceImages, class_names
 from tevq.evaluate.metrics import Score, quadrant_ink, read_places, score_captions, score_images
 from tevq.models import classifier, vqgan
 from tevq.models.classifier import Classifier
@@ -43,7 +43,7 @@ class Evaluator:
                    Tokenizer(class_names(settings.data.source)), torch.device(device))
 
     def score_images(self, images: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
-        """`metrics.IMAGE_METRICS` of images (N, 3, 64, 64) in [-1, 1] that should show `scenes`."""
+        """`metrics.IMAGE_METRICS` of images (N, 3, S, S) in [-1, 1] that should show `scenes`."""
         labels, colours = read_places(images.to(self.device), scenes.place,
                                       self.classifier.predict)
         center = torch.from_numpy(scenes.place[:, 0] == CENTER).to(self.device)
@@ -52,7 +52,7 @@ class Evaluator:
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """codes (N, h, w) -> images (N, 3, 64, 64) in [-1, 1]."""
+        """codes (N, h, w) -> images (N, 3, S, S) in [-1, 1]."""
         return torch.cat([self.vqgan.decode_codes(part.to(self.device))
                           for part in codes.split(CHUNK)])
 
@@ -110,7 +110,7 @@ def sample_seeds(count: int, seed: int) -> torch.Tensor:
 def split_of(settings: Settings, split: str, count: int = 0) -> tuple[Scenes, SourceImages]:
     """The first `count` scenes of a split (0 = all) and the items they are drawn from."""
     found = load_scenes(settings.data, split)
-    return found.take(slice(0, count or None)), load_source(settings.data.source, part_of(split))
+    return found.take(slice(0, count or None)), load_items(settings.data, part_of(split))
 
 
 @torch.no_grad()

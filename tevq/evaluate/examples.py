@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tevq.config import Settings
-from tevq.data.scenes import CASES, IMAGE_SIZE, Scenes
+from tevq.data.scenes import CASES, Scenes
 from tevq.evaluate.evaluator import Evaluator
 from tevq.evaluate.metrics import read_places
 from tevq.runs.run import Run, open_run
@@ -30,7 +30,7 @@ RECORD, PICTURES = "examples.json.gz", "examples.png"
 class Painted(NamedTuple):
     """Images that a generator painted, and what the classifier reads at every named place."""
 
-    images: torch.Tensor  # (n, 3, 64, 64) in [-1, 1]
+    images: torch.Tensor  # (n, 3, S, S) in [-1, 1]
     label: np.ndarray  # (n, 4), 255 = unused
     colour: np.ndarray
 
@@ -79,9 +79,9 @@ def load_painted(settings: Settings, split: str, results: str | None, index: Seq
         return None
     with Image.open(path) as picture:
         sheet = torch.from_numpy(np.array(picture.convert("RGB")))
-    size, index = IMAGE_SIZE, list(index)
+    size, index = settings.data.scene, list(index)
     top = tree["rows"].index([split, decoding]) * size
-    row = sheet[top : top + size].view(size, -1, size, 3).permute(1, 3, 0, 2)  # (n, 3, 64, 64)
+    row = sheet[top : top + size].view(size, -1, size, 3).permute(1, 3, 0, 2)  # (n, 3, S, S)
     read = [np.array(tree["splits"][split][f"t2i_{decoding}_{what}"], dtype=np.uint8)[index]
             for what in ("label", "colour")]
     return Painted(row[index].float() / 127.5 - 1, *read)

@@ -43,13 +43,13 @@ class Classifier(nn.Module):
         return found
 
     def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """crops (B, 3, 28, 28) in [-1, 1] -> logits of labels (B, classes) and colours (B, 4)."""
+        """crops (B, 3, s, s) in [-1, 1] -> logits of labels (B, classes) and colours (B, 4)."""
         pooled = self.dropout(self.features(crops)[-1].amax((2, 3)))
         return self.label_head(pooled), self.colour_head(pooled)
 
     @torch.no_grad()
     def predict(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """crops (B, 3, 28, 28) in [-1, 1] -> labels (B,), colours (B,), in float32."""
+        """crops (B, 3, s, s) in [-1, 1] -> labels (B,), colours (B,), in float32."""
         labels, colours = self(crops)
         return labels.argmax(1), colours.argmax(1)
 

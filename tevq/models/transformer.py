@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from tevq.config import Settings, SettingsError, unknown
 from tevq.data.captions import LENGTH, PAD, vocabulary
-from tevq.data.scenes import IMAGE_SIZE
 from tevq.data.source import class_names
 from tevq.models.cpu_kernels import causal_attention
 from tevq.runs.run import open_run
@@ -292,9 +291,9 @@ class Transformer(nn.Module):
 def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer:
     """A new transformer for the captions and codes of these settings; activations in `dtype`."""
     s, words = settings.stage2, vocabulary(class_names(settings.data.source))
-    return Transformer(len(words), settings.stage1.codes, LENGTH,
-                       IMAGE_SIZE // settings.stage1.stride, s.dim, s.depth, s.heads, s.head_dim,
-                       window=s.window, neighbours=s.neighbours, dtype=dtype)
+    side = settings.data.scene // settings.stage1.stride  # h = w
+    return Transformer(len(words), settings.stage1.codes, LENGTH, side, s.dim, s.depth, s.heads,
+                       s.head_dim, window=s.window, neighbours=s.neighbours, dtype=dtype)
 
 
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Transformer:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tevq.config import Settings
 from tevq.data import scenes
-from tevq.data.source import SourceImages, load_source
+from tevq.data.source import SourceImages
 from tevq.models.classifier import Classifier, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
@@ -30,7 +30,7 @@ def train(settings: Settings, results=None) -> Run:
 
 def _train(run: Run, settings: Settings) -> None:
     s, where = settings.classifier, devices.detect(settings.precision)
-    items = load_source(settings.data.source, "train")
+    items = scenes.load_items(settings.data, "train")
     run.start(where, source=items.sha256())
     devices.seed_everything(0)
     model = build(settings).to(where.device, memory_format=torch.channels_last).train()
@@ -54,7 +54,7 @@ def _train(run: Run, settings: Settings) -> None:
         optimizer.step()
         if (step + 1) % 100 == 0:
             run.log(step + 1, loss=loss.item())
-    summary = accuracy(model.eval(), load_source(settings.data.source, "test"), where)
+    summary = accuracy(model.eval(), scenes.load_items(settings.data, "test"), where)
     run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch},
                model.state_dict())
 
@@ -63,7 +63,7 @@ def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Gener
                    shift: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Items drawn in random colours and shifted by up to `shift` pixels each way.
 
-    index (B,) -> crops (B, 3, 28, 28) in [-1, 1], colours (B,).
+    index (B,) -> crops (B, 3, s, s) in [-1, 1], colours (B,).
     """
     B = len(index)
     colour = torch.randint(len(scenes.COLOURS), (B,), generator=random)
@@ -73,10 +73,10 @@ def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Gener
 
 def _crops(items: SourceImages, index: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor
            ) -> torch.Tensor:
-    """Items at index (B,), coloured, offset (B, 2) px from the upper left: (B, 3, 28, 28)."""
-    B = len(index)
-    x = scenes.draw(items.images[index], colour, torch.tensor(scenes.OFFSETS[0]) + offset,
-                    torch.arange(B), B)
+    """Items at index (B,), coloured, offset (B, 2) px from the upper left: (B, 3, s, s)."""
+    B, images = len(index), items.images[index]
+    corner = torch.tensor(scenes.offsets(scenes.scene_size(images.shape[-1]))[0])
+    x = scenes.draw(images, colour, corner + offset, torch.arange(B), B)
     return scenes.crop(x, torch.zeros(B, dtype=torch.long))
 
 

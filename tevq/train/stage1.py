@@ -9,7 +9,6 @@ import torch
 
 from tevq.config import Settings, Stage1Config
 from tevq.data import scenes
-from tevq.data.source import load_source
 from tevq.models import classifier, losses
 from tevq.models.quantizer import codebook_health, orthogonality
 from tevq.models.vqgan import VQGAN
@@ -47,7 +46,7 @@ class Trainer:
         network, lent = None, []
         if self.s.perceptual == "classifier":
             network, lent = classifier.load(settings, results, where.device), ["classifier"]
-        items = load_source(settings.data.source, "train")
+        items = scenes.load_items(settings.data, "train")
         run.start(where, parents(settings, *lent, results=results), items.sha256())
         self.items = items.to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
