@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tevq.config import SettingsError, unknown
+from tevq.config import SettingsError, expand, unknown
 from tevq.data import files
 from tevq.data.captions import COLOURS, MOST_CLASSES, vocabulary
 
@@ -81,21 +81,17 @@ class SourceImages(NamedTuple):
 
 def cache_folder() -> Path:
     """Folder of everything that can be rebuilt: `TEVQ_CACHE`, else ~/.cache/tevq."""
-    return _path(os.environ.get("TEVQ_CACHE") or "~/.cache/tevq", "TEVQ_CACHE")
+    return expand(os.environ.get("TEVQ_CACHE") or "~/.cache/tevq")
 
 
 def data_root() -> Path:
     """Folder of the data sets: `TEVQ_DATA`, else the cache folder."""
     told = os.environ.get("TEVQ_DATA")
-    return _path(told, "TEVQ_DATA") if told else cache_folder()
+    return expand(told) if told else cache_folder()
 
 
-def _path(text: str, name: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user, or nobody says where home is
-        raise SettingsError(f"{name}: the home folder in {text!r} is not known; write the whole "
-                            f"path, e.g. {name}=/path/to/folder") from None
+def _below_root(path: str) -> Path:
+    return expand(path if path.startswith("~") else data_root() / path)
 
 
 # ---------------------------------------------------------------------------------- finding
@@ -288,13 +284,13 @@ def _reason(error: Exception) -> str:
 
 
 def _from_folder(path: str, size: int) -> Source:
-    folder = data_root() / _path(path, "folder")
+    folder = _below_root(path)
     return Source(files.folder_names(folder),
                   functools.partial(files.read_folder, folder, size=size))
 
 
 def _from_idx(path: str, size: int, transposed: bool = False) -> Source:
-    base = data_root() / _path(path, "idx")
+    base = _below_root(path)
 
     def load(part: str) -> Arrays:
         images, labels = files.read_idx(base, part)

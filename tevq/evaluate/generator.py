@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tevq.config import Settings, SettingsError
+from tevq.config import MOST_SEED, Settings, SettingsError
 from tevq.data.captions import parse
 from tevq.evaluate.evaluator import CHUNK, Evaluator
 from tevq.models.transformer import Transformer
@@ -77,6 +77,6 @@ def _checked(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _seed(seed: int) -> int:
-    if not isinstance(seed, int) or not 0 <= seed < 1 << 31:
-        raise SettingsError(f"seed {seed!r} is not a whole number from 0 to 2147483647")
+    if not isinstance(seed, int) or not 0 <= seed <= MOST_SEED:
+        raise SettingsError(f"seed {seed!r} is not a whole number from 0 to {MOST_SEED}")
     return seed
