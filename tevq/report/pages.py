@@ -7,9 +7,8 @@ compares it with the tables.
 from __future__ import annotations
 
 import ast
-import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +34,8 @@ SHORT = {  # a line of the README -> words of its claim
     "... also on a coarser grid, stride 8": "text→image at stride",
     "... also than the best other baseline": "text→image: te above the best",
     "describes images it never saw better": "image→text: te above sc, mean",
-    "loses less when trained on a third of the scenes": "a third of",
+    "loses less when trained on a third of the scenes (Quad1, as in the paper)": "image, Quad1)",
+    "... (mean of Quad1–4)": "image, mean of Quad1–4)",
     "uses fewer codes": "te uses fewer codes",
     "has codes that change less when an item moves by whole strides (kappa)": "sc: grid",
     "has features that change less then": "features",
@@ -59,7 +59,13 @@ def in_short(grid: Grid) -> str:
         return "Nothing has run yet."
     rows["ours [95 % interval]"] = rows.ours + " " + rows["our interval"]
     rows = rows.rename(columns={"claim": "Compared with `sc`, `te` ..."}).replace("no number", "–")
-    return markdown(rows.set_index(rows.columns[0])[["ours [95 % interval]", "paper", "verdict"]])
+    view = rows.set_index(rows.columns[0])[["ours [95 % interval]", "paper", "verdict"]]
+    return f"{markdown(view)}\n\n{legend(dict.fromkeys(rows.verdict))}"
+
+
+def legend(verdicts: Iterable[str]) -> str:
+    """What the verdicts mean."""
+    return "; ".join(f"*{verdict}*: {claims.VERDICTS[verdict]}" for verdict in verdicts) + "."
 
 
 def results(grid: Grid) -> str:
@@ -71,13 +77,13 @@ def results(grid: Grid) -> str:
              markdown(views.overview(built)),
              "![Table 1 as a figure, beside the paper's numbers](figures/05_table1.png)",
              "![Images painted from held-out captions](figures/05_text_to_image_greedy.png)",
-             "## Which claims hold here?", inspect.getdoc(claims).partition("\n\n")[2],
+             "## Which claims hold here?", legend(claims.VERDICTS),
              markdown(claims.verdicts(_claims(grid)).set_index("claim")), primary(grid, built),
              f"te − sc in every cell of Table 1. {family.attrs['floor']}",
              markdown(family.set_index(["task", "case"]).map(_three))]
     if curve:
         parts += ["**Does the gain last?** Text→image on held-out validation scenes, mean of "
-                  "Quad1–4, while both train:", markdown(curve[0].set_index("sequences").map(_three))]
+                  "Quad1–4, while both train:", markdown(curve[0].map(_three))]
     parts += [*why(grid), "## Every table"]
     parts += [f"<details>\n<summary>{title}</summary>\n\n{markdown(view)}\n\n</details>"
               for title, view in details(built).items()]
