@@ -148,9 +148,10 @@ def published(table: int) -> pd.DataFrame:
 
 def select(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
     """The rows whose columns have these values, e.g. `select(table1, task="t2i", split="test")`."""
+    chosen = np.ones(len(table), dtype=bool)
     for column, value in where.items():
-        table = table[table[column] == value]
-    return table
+        chosen &= (table[column] == value).to_numpy(dtype=bool)
+    return table[chosen]
 
 
 def wide(rows: pd.DataFrame, keys: list[str], heads: list[str], column: str = "metric"
@@ -160,7 +161,8 @@ def wide(rows: pd.DataFrame, keys: list[str], heads: list[str], column: str = "m
     Values of one place, e.g. of several cases, are averaged; NaN unless all of them are there.
     """
     index = [*keys, "seed"]
-    means = rows.groupby([*index, column]).value.agg(lambda values: values.mean(skipna=False))
+    values = rows.groupby([*index, column]).value
+    means = values.mean().where(values.count() == values.size())
     order = rows.set_index(index).index.unique()
     return means.unstack(column).reindex(index=order, columns=heads).astype(float)
 
