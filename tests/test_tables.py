@@ -154,10 +154,6 @@ def test_what_a_cell_lacks(tmp_path):
     coarse, = (c for c in tables.cells(grid) if c.settings.stage1.stride == 8
                and c.kind == "quantizer")
     assert coarse.lacks().endswith("te, seed 3, digits at stride 8")
-    state = tables.state(grid)["seed 3"]
-    assert state["quantizer", "full", "digits", "4", "te"] == "ready"
-    assert state["quantizer", "full", "digits", "8", "te"] == "missing: notebook 03"
-    assert state["evaluation", "third", "digits", "4", "te"] == "missing: notebook 04"
 
 
 # ---------------------------------------------------------------------------------- matrices, views

@@ -103,23 +103,6 @@ def build(grid: Grid) -> dict[str, pd.DataFrame]:
     }
 
 
-def state(grid: Grid) -> pd.DataFrame:
-    """Every cell of the study: evaluated, ready for it, or missing with the notebook to run first.
-
-    Rows (run, scenes, source, stride, variant), columns seeds.
-    """
-    rows: dict[tuple, dict[str, str]] = {}
-    for cell in sorted(cells(grid), key=lambda c: (
-            list(_WEIGHTS).index(c.kind), c.settings.stage1.stride, c.settings.data.source)):
-        done, lacks = cell.run().done, cell.lacks().partition(" for ")[0]
-        s = cell.settings
-        key = cell.kind, cell.size, s.data.source, str(s.stage1.stride), s.variant
-        rows.setdefault(key, {})[f"seed {s.seed}"] = (
-            "evaluated" if done else f"missing: {lacks}" if lacks else "ready")
-    index = pd.MultiIndex.from_tuples(rows, names=["run", "scenes", "source", "stride", "variant"])
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
 def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
     """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
     paths = []
