@@ -133,7 +133,8 @@ def test_orders_of_the_baselines(tmp_path):
     built = tables.build(grid)
     order = next(c for c in claims.all_claims(built) if "sc above mb" in c.text)
     ours = means(built["table1"], "t2i", "digit").groupby("variant").mean().drop("te")
-    assert f"ours {' > '.join(ours.sort_values().index[::-1])}, paper sc > cb > mp > mb" in order.note
+    names = " > ".join(ours.sort_values(ascending=False).index)
+    assert f"ours {names}, paper sc > cb > mp > mb" in order.note
 
 
 def test_sample_efficiency_by_a_second_route(tmp_path):

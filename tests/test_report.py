@@ -139,7 +139,7 @@ def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
 
 
 def test_answers_of_the_front_page(monkeypatch):
-    """Planted faults: a small difference shown as a large one; a verdict that is not the claim's."""
+    """Planted faults: a small difference shown as a large one; the sign of the mean as answer."""
     made = [claims.Claim(next(iter(pages.SHORT.values())), "4.1", values, 0.1)
             for values in ((0.2, 0.21, 0.22), (-0.2, -0.21), (0.005, 0.006, 0.0055), (0.2, -0.2))]
     answers = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +77,8 @@ def results(grid: Grid) -> str:
              markdown(views.overview(built)),
              "![Table 1 as a figure, beside the paper's numbers](figures/05_table1.png)",
              "![Images painted from held-out captions](figures/05_text_to_image_greedy.png)",
-             "## Which claims hold here?", "; ".join(f"*{verdict}*: {meaning}" for verdict, meaning in claims.VERDICTS.items()) + ".",
+             "## Which claims hold here?",
+             "".join(f"* *{verdict}*: {words}\n" for verdict, words in claims.VERDICTS.items()),
              markdown(claims.verdicts(_claims(grid)).set_index("claim")), primary(grid, built),
              f"te − sc in every cell of Table 1. {family.attrs['floor']}",
              markdown(family.set_index(["task", "case"]).map(_three))]
@@ -165,7 +166,8 @@ def scaling(grid: Grid) -> str:
     table = pd.read_csv(ROOT / "results" / "cost.csv")
     measured = [_measured(grid, row.preset, row.stage) for row in table.itertuples()]
     view = pd.DataFrame({
-        "Preset": table.preset, "Training": table.stage, "Samples": table.samples.map("{:,}".format),
+        "Preset": table.preset, "Training": table.stage,
+        "Samples": table.samples.map("{:,}".format),
         "GFLOP a sample": table.gflop_per_sample.map("{:g}".format),
         "PFLOP": table.pflop.map("{:g}".format), "Measured": measured,
         "H200 hours, extrapolated": table.h200_hours.map("{:g}".format)})
@@ -187,7 +189,7 @@ def sizes(grid: Grid) -> str:
             "Stage 1: images seen": f"{images:,}", "Stage 2: sequences seen": f"{sequences:,}",
             "Codebook": f"{s.stage1.codes} codes, {s.stage1.codebook_start} start",
             "Perceptual loss": s.stage1.perceptual,
-            "Adversarial loss": "from step {:,}".format(s.stage1.disc_start)
+            "Adversarial loss": f"from step {s.stage1.disc_start:,}"
             if s.stage1.disc_start < s.stage1.steps else "not reached",
             "Optimizer of Stage 2": s.stage2.optimizer}
     return markdown(pd.DataFrame(found))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -57,37 +57,43 @@ def each(values: pd.Series, digits: int = 3) -> str:
 def plain(ours: pd.DataFrame) -> pd.DataFrame:
     """Means and SDs over seeds as text. ours: index (key ..., seed), columns heads."""
     return pd.DataFrame({head: ours[head].groupby(level=ours.index.names[:-1], sort=False).agg(
-        lambda values, digits=_DIGITS.get(head, 3): spread(values, digits)) for head in ours})
+        spread, digits=_digits(head)) for head in ours})
 
 
-def beside(ours: pd.DataFrame, paper: Mapping[tuple, dict] = {},  # noqa: B006
-           more: Mapping[str, pd.DataFrame] = {}, name: str = "paper",  # noqa: B006
-           apart: str = "") -> pd.DataFrame:
+def beside(ours: pd.DataFrame, paper: dict[tuple, dict] | None = None,
+           more: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
     """Rows `ours`, `each seed`, the paper's, the difference, and `more`, for every key.
 
     ours: index (key ..., seed), columns heads. paper: {key: {head: (value, SD or NaN)}}. more:
     other rows as from `plain`.
-    apart: a head whose two numbers have different units.
     """
-    lines, digits = {}, {head: _DIGITS.get(head, 3) for head in ours}
-    for key, values in ours.groupby(level=ours.index.names[:-1], sort=False):
-        key, heads = key if isinstance(key, tuple) else (key,), list(values)
-        lines[*key, "ours"] = [spread(values[h], digits[h]) for h in heads]
+    lines, keys = {}, ours.index.names[:-1]
+    for key, values in ours.groupby(level=keys, sort=False):
+        heads = [(head, _digits(head)) for head in values]
+        rows = {"ours": [spread(values[h], digits) for h, digits in heads]}
         if values.notna().any(axis=1).sum() > 1:  # the mean of one seed says all that there is
-            lines[*key, "each seed"] = [each(values[h], digits[h]) for h in heads]
-        if theirs := paper.get(key):
-            theirs = [theirs.get(h, (math.nan, math.nan)) for h in heads]
-            lines[*key, name] = [_published(*pair, digits[h])
-                                 for h, pair in zip(heads, theirs, strict=True)]
-            gaps = [values[h].mean() - (math.nan if h == apart else value)
-                    for h, (value, _) in zip(heads, theirs, strict=True)]
-            lines[*key, "ours − paper"] = [f"{gap:+.{digits[h]}f}" if gap == gap else "–"
-                                           for h, gap in zip(heads, gaps, strict=True)]
-        for title, other in more.items():
-            lines[*key, title] = list(other.loc[key if len(key) > 1 else key[0]])
-    names = [*ours.index.names[:-1], "of"]
-    index = pd.MultiIndex.from_tuples(lines, names=names) if lines else None
+            rows["each seed"] = [each(values[h], digits) for h, digits in heads]
+        if theirs := (paper or {}).get(key):
+            pairs = [theirs.get(h, (math.nan, math.nan)) for h, _ in heads]
+            rows["paper"] = [_number(*pair, digits)
+                             for pair, (_, digits) in zip(pairs, heads, strict=True)]
+            rows["ours − paper"] = [_number(values[h].mean() - value, math.nan, digits, "+")
+                                    for (value, _), (h, digits) in zip(pairs, heads, strict=True)]
+        rows |= {title: list(other.loc[key if len(key) > 1 else key[0]])
+                 for title, other in (more or {}).items()}
+        lines |= {(*key, row): cells for row, cells in rows.items()}
+    index = pd.MultiIndex.from_tuples(lines, names=[*keys, "of"]) if lines else None
     return pd.DataFrame(list(lines.values()), index=index, columns=list(ours))
+
+
+def _digits(head: str) -> int:
+    return next((digits for name, digits in _DIGITS.items() if head.startswith(name)), 3)
+
+
+def _number(value: float, sd: float, digits: int, sign: str = "") -> str:
+    """A value with its SD, or a dash."""
+    return "–" if value != value else f"{value:{sign}.{digits}f}" + (
+        f" ({sd:.{digits}f})" if sd == sd else "")
 
 
 def accuracy(table: pd.DataFrame, task: str, split: str = "test", decoding: str = "",
@@ -137,21 +143,16 @@ def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
 def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Table 3: codes used, perplexity, L1 and perceptual distance per source and variant.
 
-    The perceptual distances compare only when ours is LPIPS-VGG like the paper's. Items that the
-    paper did not use stand beside its MNIST numbers; of mb, mp and cb it prints none.
+    The paper's perceptual distance is LPIPS-VGG, and is left out where ours is another one.
     """
     distance = "/".join(dict.fromkeys(table.perceptual))
-    ours = tables.wide(select(table, split=split), ["source", "variant"], list(_TABLE3))
-    theirs = published(3).pivot(index=["source", "variant"], columns="metric", values="value")
-    paper = {}
-    for source, variant in itertools.product(dict.fromkeys(table.source), ("sc", "te")):
-        same = source if source in theirs.index else "mnist"
-        values = theirs.loc[same, variant]
-        paper[source, variant] = {_TABLE3[m]: (value, math.nan) for m, value in values.items()}
-    name = "paper" if set(table.source) <= set(theirs.index.unique(0)) else "paper, mnist"
-    apart = "" if distance == "lpips-vgg" else _TABLE3["perceptual"]
-    return beside(ours.rename(columns=_TABLE3), paper, name=name, apart=apart).rename(
-        columns={_TABLE3["perceptual"]: f"perceptual distance ({distance}; paper lpips-vgg)"})
+    heads = _TABLE3 | {"perceptual": f"perceptual distance ({distance})"}
+    ours = tables.wide(select(table, split=split), ["source", "variant"], list(heads))
+    paper: dict[tuple, dict] = {}
+    for row in published(3).itertuples():
+        if row.metric != "perceptual" or distance == "lpips-vgg":
+            paper.setdefault((row.source, row.variant), {})[heads[row.metric]] = row.value, math.nan
+    return beside(ours.rename(columns=heads), paper)
 
 
 def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
@@ -173,11 +174,9 @@ def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
     (multiples of the stride): compare the variants of one stride.
     """
     other = built["stride"]
-    usual = _usual(built, other.source.iloc[0] if len(other) else "")
-    rows = pd.concat([usual[usual.variant.isin(other.variant)], other]) if len(other) else other
-    rows = rows.assign(stride=rows.stride.astype(str)).sort_values(
-        ["stride", "variant"], key=lambda column: column.map(int) if column.name == "stride"
-        else column, kind="stable")
+    usual = _usual(built, other.source.iloc[0]) if len(other) else other
+    parts = [usual[usual.variant.isin(other.variant)], other]
+    rows = pd.concat(sorted(parts, key=lambda part: part.stride.min())).astype({"stride": str})
     return beside(_means(rows, ["stride", "variant"]))
 
 
@@ -192,12 +191,6 @@ def _means(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     rows = rows[((rows.split == "test") | (rows.task == "measure")) & (rows.case != "center")]
     return tables.wide(pd.concat([select(rows, **where).assign(metric=head)
                                   for head, where in _OVERVIEW.items()]), keys, list(_OVERVIEW))
-
-
-def _published(value: float, sd: float, digits: int) -> str:
-    """A published value with its SD, or a dash."""
-    return "–" if value != value else f"{value:.{digits}f}" + (
-        f" ({sd:.{digits}f})" if sd == sd else "")
 
 
 def caption(grid: Grid, table: pd.DataFrame) -> str:
@@ -227,8 +220,8 @@ def _precisions(grid: Grid) -> str:
     made = pd.Series({name: run.made_on["precision"] for name, run in runs
                       if run.done and run.made_on}, dtype=object)
     usual, *others = made.value_counts().index if len(made) else [""]
-    return "; ".join(f"trained in {other} instead of {usual}: {_few(list(made.index[made == other]))}"
-                     for other in others)
+    return "; ".join(f"trained in {other} instead of {usual}: "
+                     + _few(list(made.index[made == other])) for other in others)
 
 
 def _few(words: list[str], most: int = 4) -> str:
@@ -238,7 +231,8 @@ def _few(words: list[str], most: int = 4) -> str:
 
 def samples(s: Settings) -> tuple[int, int]:
     """Images of a Stage-1 training, warm-up included, and sequences of a Stage-2 training."""
-    return (s.stage1.warmup_steps + s.stage1.steps) * s.stage1.batch, s.stage2.steps * s.stage2.batch
+    first, second = s.stage1, s.stage2
+    return (first.warmup_steps + first.steps) * first.batch, second.steps * second.batch
 
 
 def differences(grid: Grid) -> pd.DataFrame:
