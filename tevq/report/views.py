@@ -69,6 +69,7 @@ def beside(ours: pd.DataFrame, paper: dict[tuple, dict] | None = None,
     """
     lines, keys = {}, ours.index.names[:-1]
     for key, values in ours.groupby(level=keys, sort=False):
+        key = key if isinstance(key, tuple) else (key,)
         heads = [(head, _digits(head)) for head in values]
         rows = {"ours": [spread(values[h], digits) for h, digits in heads]}
         if values.notna().any(axis=1).sum() > 1:  # the mean of one seed says all that there is
