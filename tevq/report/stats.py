@@ -1,7 +1,7 @@
 """Statistics for few seeds, on scipy. A function returns None where the data say nothing.
 
-The same seed means the same order of the data for every variant. So variants are compared seed by
-seed. Letters: S seeds, N scenes. Intervals are two-sided, 95 % unless asked otherwise.
+Variants are compared seed by seed: a seed is the same order of the data for all. Letters: S seeds,
+N scenes. Intervals are two-sided, 95 % unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from scipy import stats
 
 from tevq.config import SettingsError
 
-LEVEL = 0.95
 MOST_FLIPS = 20  # differences: 2^20 patterns of signs are still listed one by one
 
 
@@ -23,7 +22,7 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def __contains__(self, value: object) -> bool:
+    def __contains__(self, value: float) -> bool:
         return bool(self.low <= value <= self.high)
 
 
@@ -45,14 +44,14 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(found.std(ddof=1)) if len(found) > 1 else None
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """Student's t-interval for the mean; None for fewer than two values."""
     (mean, sd), n = mean_sd(values), len(values)
     return None if sd is None else contrast([(1.0, Group(mean, sd, n))], level)[1] or Interval(
         mean, mean)
 
 
-def contrast(parts: Sequence[tuple[float, Group]], level: float = LEVEL
+def contrast(parts: Sequence[tuple[float, Group]], level: float = 0.95
              ) -> tuple[float, Interval | None]:
     """Weighted sum of means, with Welch's interval (Satterthwaite's degrees of freedom). For one
     group and weight 1 that is its t-interval; None without any spread."""
@@ -82,8 +81,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return np.maximum.accumulate(steps)[np.argsort(order)].tolist()
 
 
-def bootstrap_difference(a: Counts, b: Counts, case: np.ndarray, draws: int = 4000, seed: int = 0,
-                         level: float = LEVEL) -> Interval:
+def bootstrap_difference(a: Counts, b: Counts, case: np.ndarray, draws: int = 4000,
+                         seed: int = 0) -> Interval:
     """Hierarchical bootstrap interval (percentiles) for b - a: the mean over seeds and over the
     cases in `case` (N,) of the accuracy in a case.
 
@@ -104,5 +103,4 @@ def bootstrap_difference(a: Counts, b: Counts, case: np.ndarray, draws: int = 40
             pick = scenes[random.integers(len(scenes), size=(draws, len(scenes)))]
             found += b.correct[s, pick].sum(1) / b.n[s, pick].sum(1)
             found -= a.correct[s, pick].sum(1) / a.n[s, pick].sum(1)
-    low, high = np.quantile(found / (len(a.n) * len(cases)), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(*np.quantile(found / (len(a.n) * len(cases)), [0.025, 0.975]).tolist())
