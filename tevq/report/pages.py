@@ -52,7 +52,12 @@ def published_grid(preset: str = PRESET) -> Grid:
 
 def in_short(grid: Grid) -> str:
     """What was found, a line per question: every number and verdict comes from the tables."""
-    every = _claims(grid)
+    curve = claims.gain_over_training(grid) or ()
+    return answers([*claims.all_claims(_read(grid)), *curve[1:]])
+
+
+def answers(every: list[claims.Claim]) -> str:
+    """The claims of SHORT as questions with their answers."""
     found = {line: next((c for c in every if words in c.text and c.values), None)
              for line, words in SHORT.items()}
     rows = [{
@@ -71,7 +76,8 @@ def in_short(grid: Grid) -> str:
 def results(grid: Grid) -> str:
     """All results of a study: means, claims with their verdicts, why, and every table."""
     built = _read(grid)
-    family, curve = claims.family(built["table1"]), claims.gain_over_training(grid)
+    family, curve = claims.family(built["table1"]), claims.gain_over_training(grid) or ()
+    every = [*claims.all_claims(built), *curve[1:]]
     parts = [f"*{views.caption(grid, built['table1'])}.*",
              "Digit accuracies on combinations never seen in training, means of Quad1–4:",
              markdown(views.overview(built)),
@@ -79,7 +85,7 @@ def results(grid: Grid) -> str:
              "![Images painted from held-out captions](figures/05_text_to_image_greedy.png)",
              "## Which claims hold here?",
              "".join(f"* *{verdict}*: {words}\n" for verdict, words in claims.VERDICTS.items()),
-             markdown(claims.verdicts(_claims(grid)).set_index("claim")), primary(grid, built),
+             markdown(claims.verdicts(every).set_index("claim")), primary(grid, built),
              f"te − sc in every cell of Table 1. {family.attrs['floor']}",
              markdown(family.set_index(["task", "case"]).map(_three))]
     if curve:
@@ -236,12 +242,6 @@ def _speed(folder: Path) -> str:
 
 def _read(grid: Grid) -> dict[str, pd.DataFrame]:
     return {name: tables.read(grid, name) for name in NAMES}
-
-
-def _claims(grid: Grid) -> list[claims.Claim]:
-    """Those of the tables and the one about the learning curves."""
-    curve = claims.gain_over_training(grid)
-    return [*claims.all_claims(_read(grid)), *(curve[1:] if curve else ())]
 
 
 def _three(value: object) -> str:
