@@ -1,51 +1,222 @@
-"""Verdicts on the paper's claims, from numbers given by hand."""
+"""Verdicts on claims from numbers given by hand, and what claims compare."""
 
 import fake_runs
+import numpy as np
+import pandas as pd
 import pytest
 
 from tevq.grid import choose
-from tevq.report import claims, tables
+from tevq.report import claims, stats, tables
 from tevq.report.claims import Claim
 from tevq.report.stats import Interval
 
 
-@pytest.mark.parametrize(
-    ("values", "interval", "seen", "verdict", "certainty"),
-    [
-        ((0.1, 0.101), Interval(0.05, 0.2), 0.95, "inside the paper's interval",
-         "2 seeds: interval excludes 0"),
-        ((0.3, 0.31), Interval(0.05, 0.2), 0.95, "same direction", "excludes 0"),
-        ((0.3, -0.1), None, 0.95, "same direction", "includes 0"),
-        ((-0.02,), Interval(-0.1, 0.2), 0.95, "not supported", "one seed: no interval"),
-        ((0.1,), None, 0.49, "undecided", "one seed"),
-        ((), None, 0.2, "missing", ""),
-    ],
-)
-def test_verdict(values, interval, seen, verdict, certainty):
-    claim = Claim("x", "4.1", values, 0.1, interval, {"te t2i": 0.95, "sc t2i": seen})
-    assert claim.verdict == verdict and certainty in claim.certainty
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.1, 0.11, 0.09), "same direction"),
+    ((-0.1, -0.11, -0.09), "opposite direction"),
+    ((0.01, 0.012, 0.011), "same direction"),  # small, but not zero
+    ((0.011, -0.01, 0.0, 0.005), "no difference"),
+    ((0.3, -0.1), "undecided"),  # the interval includes 0
+    ((0.05, -0.05, 0.02), "undecided"),  # and it is wider than the margin
+    ((0.3,), "undecided"),  # one seed
+    ((), "missing"),
+])
+def test_verdicts_rest_on_our_own_interval(values, verdict):
+    """Planted faults: the sign of the mean alone; the paper's interval as a verdict."""
+    claim = Claim("x", "4.1", values, 0.1, Interval(-1, 1))
+    assert claim.verdict == verdict and verdict in claims.VERDICTS
+    assert ("inside the paper's interval" in claim.note) == bool(values)
 
 
-def test_a_generator_below_the_mark_is_named():
-    claim = Claim("x", "4.1", (0.3,), 0.1, None, {"sc t2i": 0.57, "te t2i": 0.95})
+def test_no_difference_is_two_one_sided_tests():
+    """A second route: scipy's one-sided t-tests against both ends of the margin."""
+    from scipy.stats import ttest_1samp
+
+    random = np.random.default_rng(0)
+    for scale in (0.005, 0.02, 0.03, 0.06):
+        for mean in (0.0, 0.01, 0.02, 0.035):
+            values = tuple(mean + scale * random.standard_normal(6))
+            low = ttest_1samp(values, -claims.MARGIN, alternative="greater").pvalue
+            high = ttest_1samp(values, claims.MARGIN, alternative="less").pvalue
+            assert Claim("x", "", values).small == (max(low, high) < 0.05)
+
+
+def test_a_difference_that_is_there_but_small_says_both():
+    claim = Claim("x", "3.2", (0.007, 0.008, 0.006), None)
+    assert claim.verdict == "same direction" and "within ±0.03" in claim.note
+    counts = Claim("x", "5", (0.01, -0.01, 0.0), digits=1)  # not shares: no margin
+    assert counts.verdict == "undecided" and not counts.small
+
+
+def test_a_generator_below_the_mark_is_named_and_one_that_learned_nothing_decides_nothing():
+    far = (0.3, 0.31, 0.32)
+    claim = Claim("x", "4.1", far, 0.1, None, {"sc t2i": 0.57, "te t2i": 0.95})
     assert claim.verdict == "same direction"
-    assert claim.note == "one seed: no interval; below 0.9 on seen Quad2–4: sc t2i 0.570"
-    assert Claim("x", "4.1", (), 0.1, None, {"sc t2i": 0.57}, detail="of nothing").note == ""
+    assert claim.note == "3 seeds; below 0.9 on seen Quad2–4: sc t2i 0.570"
+    assert claim._replace(seen={"sc t2i": 0.49}).verdict == "undecided"
+    assert claim._replace(values=()).note == "" and "one seed" in claim._replace(values=(1,)).note
 
 
-def test_verdict_of_a_negative_and_of_a_limited_claim():
-    assert Claim("fewer", "5", (-200.0,), -238, None, sign=-1).verdict == "same direction"
-    assert Claim("fewer", "5", (3.0,), -238, None, sign=-1).verdict == "not supported"
-    assert Claim("little", "5", (0.2,), 0.06, None, limit=0.25).verdict == "same direction"
-    assert Claim("little", "5", (0.3,), 0.06, None, limit=0.25).verdict == "not supported"
-    both = Claim("little", "5", (0.1, 0.1), 0.06, None, limit=0.25)
-    assert both.certainty == "2 seeds: limit 0.250, interval [+0.100, +0.100]"
+def test_a_negative_and_a_limited_claim():
+    fewer = Claim("fewer", "5", (-200.0, -190.0), -238, sign=-1, digits=1)
+    assert fewer.verdict == "same direction"
+    assert fewer._replace(values=(200.0, 190.0)).verdict == "opposite direction"
+    little = Claim("little", "5", (0.10, 0.11, 0.12), 0.06, limit=0.25)
+    assert little.verdict == "within the limit" and "limit 0.250" in little.note
+    assert little._replace(limit=0.05).verdict == "above the limit"
+    assert little._replace(limit=0.11).verdict == "undecided"
 
 
 def test_generators_that_learned_nothing_are_undecided(tmp_path, monkeypatch):
     monkeypatch.setattr(fake_runs, "accuracy", lambda *_: 0.2)
-    grid = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
     fake_runs.finish(grid)
     first = claims.primary(tables.build(grid)["table1"])
-    assert first.verdict == "undecided" and "sc t2i 0." in first.learning
-    assert first.certainty == "one seed: no interval"
+    assert first.verdict == "undecided" and "sc t2i 0." in first.note
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Two seeds, three variants, MNIST; cb lacks seed 1, the runs on a third lack altogether."""
+    grid = choose("laptop", "cb,sc,te", "0,1", "", "", str(tmp_path_factory.mktemp("results")))
+    fake_runs.finish(grid, without=("evaluation/mnist-cb-s1", "p33"))
+    return tables.build(grid)
+
+
+def means(table: pd.DataFrame, task: str, metric: str, split: str = "test") -> pd.Series:
+    """A second route: mean of Quad1-4 by (variant, seed)."""
+    rows = tables.select(table, task=task, split=split, metric=metric, decoding="sampled")
+    return rows[rows.case != "center"].groupby(["variant", "seed"]).value.mean()
+
+
+def test_claims_by_a_second_route(built):
+    every = {claim.text: claim for claim in claims.all_claims(built)}
+    assert len(claims.verdicts(list(every.values()))) == len(every)
+    first = every["text→image: te above sc, mean of Quad1–4"]
+    held, seen = (means(built["table1"], "t2i", "digit", split) for split in ("test", "test_seen"))
+    gain = held["te"] - held["sc"]
+    assert first.values == pytest.approx(tuple(gain))
+    assert first.paper == pytest.approx((0.119 + 0.107 + 0.1 + 0.107) / 4)
+    beyond = next(claim for text, claim in every.items() if "never shows" in text)
+    assert beyond.values == pytest.approx(tuple(gain - (seen["te"] - seen["sc"])))
+    headline = [every[f"{task}: te above sc, Quad1 (the abstract's number)"]
+                for task in claims.TITLES.values()]
+    assert [claim.paper for claim in headline] == pytest.approx([0.119, 0.039])
+    assert headline[0].paper_interval == pytest.approx(
+        stats.contrast([(1, stats.Group(0.931, 0.033)), (-1, stats.Group(0.812, 0.032))])[1])
+    assert every["mnist: te uses fewer codes than sc"].values == (-200.0, -201.0)
+    kappa = next(claim for text, claim in every.items() if "subgrid" in text)
+    assert kappa.values == pytest.approx((0.22, 0.22)) and kappa.paper is None
+    rival = every["text→image: te above the best of mb, mp, cb (cb, without mb, without mp)"]
+    assert rival.detail.startswith(f"te {held['te', 0]:.3f}, cb 0.")
+    assert rival.detail.endswith(" on seeds 0") and rival.detail in rival.note
+    order = every["text→image: sc above mb, mean of Quad1–4"]
+    assert order.verdict == "missing" and order.paper == pytest.approx(0.79225 - 0.669)
+
+
+def test_a_claim_about_every_variant_is_judged_by_the_least(built):
+    """Planted fault: a mean over variants, in which one that holds hides those that do not."""
+    painted, written = (means(built["table1"], task, metric)
+                        for task, metric in (("t2i", "digit"), ("i2t", "official_digit")))
+    gaps = (painted - written).dropna().groupby("variant")
+    below = next(c for c in claims.all_claims(built) if "below" in c.text)
+    assert f"(least: {gaps.mean().idxmin()})" in below.text
+    assert below.estimate == pytest.approx(gaps.mean().min())
+    shown = dict(part.split()[:2] for part in below.detail.replace("], ", "]; ").replace(
+        "–, ", "–; ").split("; "))
+    assert {v: float(x) for v, x in shown.items()} == pytest.approx(dict(gaps.mean()), abs=1e-3)
+
+
+def test_orders_of_the_baselines(tmp_path):
+    grid = choose("smoke", "mb,mp,cb,sc,te", "0,1", "1", "", str(tmp_path))
+    fake_runs.finish(grid)
+    built = tables.build(grid)
+    order = next(c for c in claims.all_claims(built) if "sc above mb" in c.text)
+    ours = means(built["table1"], "t2i", "digit").groupby("variant").mean().drop("te")
+    names = " > ".join(ours.sort_values(ascending=False).index)
+    assert f"ours {names}, paper sc > cb > mp > mb" in order.note
+
+
+def test_sample_efficiency_by_a_second_route(tmp_path):
+    """Quad1, mean of all quads, and what generators on a third do on seen combinations."""
+    grid = choose("laptop", "sc,te", "0", "1,2", "", str(tmp_path))
+    fake_runs.finish(grid)
+    built = tables.build(grid)
+    quad1, every = (c for c in claims.all_claims(built) if "a third" in c.text)
+    rows = tables.select(built["table2"], split="test")
+    rows = rows[rows.case != "center"].set_index(["variant", "size", "case"]).value
+    drop = rows.xs("full", level="size") - rows.xs("third", level="size")
+    assert quad1.values == pytest.approx([drop["sc", "quad1"] - drop["te", "quad1"]])
+    assert quad1.paper == pytest.approx(0.061) and every.paper is None
+    mean = drop.groupby("variant").mean()
+    assert every.values == pytest.approx([mean.sc - mean.te])
+    assert every.detail == f"sc {-mean.sc:+.3f}, te {-mean.te:+.3f}"
+    assert list(quad1.seen) == ["sc t2i (full)", "te t2i (full)", "sc t2i (third)",
+                                "te t2i (third)"]
+
+
+def test_family_says_how_low_its_p_values_can_go(built):
+    family = claims.family(built["table1"])
+    assert len(family) == 8 and (family["p sign-flip"] >= 0.5).all()  # two seeds
+    assert (family["p Holm"] >= family["p sign-flip"]).all()
+    assert "below 0.500, and Holm over 8 tests not below 1.00" in family.attrs["floor"]
+
+
+def test_a_gain_that_shrinks(tmp_path):
+    """Logs by hand: te leads by 0.4 in the first half and by 0.1 in the second."""
+    grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    assert claims.gain_over_training(grid) is None
+    for cell in tables.cells(grid):
+        if (cell.kind, cell.size, cell.settings.stage1.stride) != ("evaluation", "full", 4):
+            continue
+        run = cell.run("stage2")
+        run.folder.mkdir(parents=True)
+        for step in (1, 2, 3, 4):
+            lead = (0.4 if step <= 2 else 0.1) * (cell.settings.variant == "te")
+            for split, offset in (("val", 0.0), ("val_seen", 0.3)):
+                run.log(step, probe=split, task="t2i", sequences=10 * step, **{
+                    case: 0.2 + lead + offset + 0.01 * step for case in tables.CASES})
+            run.log(step, loss=1.0)
+    rows, claim = claims.gain_over_training(grid)
+    assert rows.index.tolist() == [10, 20, 30, 40]
+    assert rows.gain.tolist() == pytest.approx([0.4, 0.4, 0.1, 0.1])
+    assert rows.sc.tolist() == pytest.approx([0.21, 0.22, 0.23, 0.24])
+    assert claim.values == pytest.approx((0.3, 0.3)) and claim.detail.startswith("+0.400 ")
+
+
+# ------------------------------------------------------------------- merged codes
+
+
+def line(variant: str, kappas: dict[int, float], own: int) -> pd.DataFrame:
+    """Kappa by number of codes; `own` is the quantizer's own number."""
+    return pd.DataFrame([{"variant": variant, "seed": 0, "measure": "grid", "codes_used": codes,
+                          "groups": 0 if codes == own else codes, "kappa": kappa}
+                         for codes, kappa in kappas.items()])
+
+
+def test_a_small_vocabulary_is_compared_at_its_own_size():
+    """The kappa of the baseline falls by 0.1 with every doubling, so 32 of 16 and 64 is halfway."""
+    found = pd.concat([line("sc", {256: 0.1, 64: 0.3, 16: 0.5, 4: 0.7}, own=256),
+                       line("te", {32: 0.6, 8: 0.9}, own=32)])
+    (row,) = claims.at_equal_size(found).itertuples()
+    assert (row.seed, row.measure, row.codes) == (0, "grid", 32)
+    assert (row.baseline, row.ours) == (0.1, 0.6) and row.merged == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("found", [
+    line("sc", {256: 0.1, 16: 0.5}, own=256),  # no te
+    pd.concat([line("sc", {64: 0.1, 16: 0.5}, own=64), line("te", {128: 0.6}, own=128)]),
+    pd.concat([line("sc", {64: 0.1, 16: 0.5}, own=64), line("te", {2: 0.6}, own=2)]),
+    pd.concat([line("sc", {64: 0.1, 16: 0.5}, own=64), line("te", {1: np.nan}, own=1)]),
+])
+def test_sizes_that_cannot_be_compared_are_left_out(found):
+    assert claims.at_equal_size(found).empty
+
+
+def test_vocabularies_of_finished_runs(tmp_path):
+    grid = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    assert tables.vocabularies(grid).empty
+    fake_runs.finish(grid)
+    found = tables.vocabularies(grid)
+    assert len(found) == 2 * len(tables.MEASURES) * 4 and set(found.groups) == {0, 4, 8, 16}
+    assert not found.duplicated(["variant", "seed", "measure", "groups"]).any()

@@ -215,7 +215,6 @@ def statistics() -> dict:
             [(1, stats.Group(0.81, 0.012)), (-1, stats.Group(0.74, 0.02))])],
         "sign_flip": [stats.sign_flip(sample), stats.sign_flip(sample[:3])],
         "holm": stats.holm([0.04, 0.01, 0.03, 0.2]),
-        "mean_accuracy": stats.mean_accuracy(a, case).tolist(),
         "bootstrap": list(stats.bootstrap_difference(a, b, case, draws=500, seed=1)),
     }
 

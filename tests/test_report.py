@@ -1,4 +1,4 @@
-"""The README shows the committed tables, and only those."""
+"""The pages show the committed tables, and only those."""
 
 import re
 
@@ -9,51 +9,77 @@ import torch
 
 from tevq.config import SettingsError
 from tevq.grid import choose
-from tevq.report import pages as report
-from tevq.report import tables, views
+from tevq.report import claims, pages, tables, views
 from tevq.runs import devices
 from tevq.runs.run import open_run
 
 
-def test_the_readme_holds_exactly_what_the_tables_say():
-    text = report.README.read_text()
-    assert report.updated(text, report.published_grid()) == text
+@pytest.fixture(scope="module")
+def published():
+    return pages.published_grid()
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_pages_hold_exactly_what_the_tables_say(page, published):
+    text = (pages.ROOT / page).read_text(encoding="utf-8")
+    assert pages.updated(page, text, published) == text, "run python -m tevq.report.pages"
+
+
+def test_every_line_of_the_front_page_is_one_claim(published):
+    """Planted faults: words that fit no claim, so that a finding disappears; that fit two."""
+    every = [*claims.all_claims(pages._read(published)), claims.gain_over_training(published)[1]]
+    for line, words in pages.SHORT.items():
+        fitting = [claim.text for claim in every if words in claim.text]
+        assert len(fitting) == 1 or line == "uses fewer codes", (words, fitting)
+    shown = pages.answers(every)
+    assert all(f"| {line} |" in shown for line in pages.SHORT)
+
+
+def test_the_front_page_is_short_and_says_first_what_was_found():
+    text = (pages.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(text) <= 130
+    assert text.index("## What was found") < 15
+
+
+def test_links_to_a_part_of_a_page_have_its_heading():
+    """That the pages themselves exist is tested with all links, in test_packaging."""
+    found = [(page, *link.split("#")) for page in pages.PAGES for link in re.findall(
+        r"\]\(([^):]*#[^)]+)\)", (pages.ROOT / page).read_text(encoding="utf-8"))]
+    assert len(found) >= 3
+    for page, file, part in found:
+        text = (pages.ROOT / page).parent.joinpath(file).read_text(encoding="utf-8")
+        heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert part in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads], part
 
 
 @pytest.mark.promise("records")
 def test_the_committed_tables_come_from_committed_runs():
     """Rebuilding the tables from the run folders gives the files that are there."""
-    grid = report.published_grid()
+    grid = pages.published_grid()
     for name, table in tables.build(grid).items():
         text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
         assert (grid.table_folder / f"{name}.csv").read_text() == text, name
 
 
-def test_links_and_pictures_of_the_readme_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", report.README.read_text()):
-        if not target.startswith("http"):
-            assert (devices.ROOT / target).exists(), target
-
-
 def test_markdown_and_missing_marks():
     index = pd.MultiIndex.from_tuples([("te", "ours")], names=["variant", "of"])
-    table = report.markdown(pd.DataFrame([["0.9", "–"]], index=index, columns=["Quad1", "mean"]))
+    table = pages.markdown(pd.DataFrame([["0.9", "–"]], index=index, columns=["Quad1", "mean"]))
     assert table.splitlines() == ["| variant | of | Quad1 | mean |", "| --- | --- | --- | --- |",
                                   "| te | ours | 0.9 | – |"]
     with pytest.raises(SettingsError, match="lacks the lines"):
-        report.updated("no marks", report.published_grid())
+        pages.updated("README.md", "no marks", choose("smoke", "te", "0"))
 
 
 def test_minutes_of_unlike_machines_are_not_averaged(tmp_path):
     small = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
-    assert report._measured(small, "smoke", "stage2") == "–"
+    assert pages._measured(small, "smoke", "stage2") == "–"
     for cell, seconds in zip(small.cells, (60, 180, 600, 120), strict=True):
         dtype = torch.float32 if seconds == 600 else torch.bfloat16
         run = open_run(cell, "stage2", tmp_path)
         run.start(devices.Device(torch.device("cpu"), dtype))
         run.finish({"seconds": seconds})
-    assert report._measured(small, "gpu", "stage2") == "–"
-    words = report._measured(small, "smoke", "stage2").split("; ")
+    assert pages._measured(small, "gpu", "stage2") == "–"
+    words = pages._measured(small, "smoke", "stage2").split("; ")
     assert len(words) == 2
     assert words[0].startswith("2 min (3 runs,") and ", bfloat16, " in words[0]
     assert words[1].startswith("10 min (1 run,") and ", float32, " in words[1]
@@ -82,18 +108,19 @@ def test_results_in_short_with_and_without_runs(tmp_path):
             fake_runs.finish(grid)
         built = tables.build(grid)
         tables.write(grid, built)
-        text = report.block(grid)
-        assert (f"<summary>{report.TABLE2}</summary>" in text) == done
-        assert (f"<summary>{report.STRIDES}</summary>" in text) == done
+        text = pages.results(grid)
+        assert (f"<summary>{pages.TABLE2}</summary>" in text) == done
+        assert (f"<summary>{pages.STRIDES}</summary>" in text) == done
         assert ("Student's interval" in text) == done
         assert ("has no runs yet" in text) != done
         assert text.count("<details>") == text.count("</details>") == (8 if done else 6)
+        assert (pages.in_short(grid) == "Nothing has run yet.") != done
         view = views.overview(built)
-        assert list(view.index) == [("sc",), ("te",)]
+        assert list(view.index) == ["sc", "te"]
         if done:
             usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
-            assert view.loc[("te",), "text→image"] == usual
-            assert view.loc[("te",), "codes used"] == "20 (0)"
+            assert view.loc["te", "text→image"] == usual
+            assert view.loc["te", "codes used"] == "20 (0)"
         else:
             assert (view == views.MISSING).all(axis=None)
 
@@ -101,6 +128,14 @@ def test_results_in_short_with_and_without_runs(tmp_path):
 def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
     rows = [{"seed": s, "measure": "grid", "codes": 20, "baseline": 0.5, "merged": 0.7, "ours": o}
             for s, o in ((0, 0.9), (1, 0.7))]
-    monkeypatch.setattr(report.plots_discussion, "at_equal_size", lambda found: pd.DataFrame(rows))
-    grid = choose("smoke", "sc,te", "0")
-    assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in report.why(grid)[1]
+    monkeypatch.setattr(claims, "at_equal_size", lambda found: pd.DataFrame(rows))
+    assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in pages.why(choose("smoke", "sc,te", "0"))[1]
+
+
+def test_answers_of_the_front_page():
+    """Planted faults: a small difference shown as a large one; the sign of the mean as answer."""
+    words, found = next(iter(pages.SHORT.values())), []
+    for values in ((0.2, 0.21, 0.22), (-0.2, -0.21), (0.005, 0.006, 0.0055), (0.2, -0.2)):
+        shown = pages.answers([claims.Claim(words, "4.1", values, 0.1)])
+        found.append(shown.splitlines()[2].split(" | ")[1])
+    assert found == ["yes", "no, the reverse", "yes, but within ±0.03", "undecided"]

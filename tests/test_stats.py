@@ -111,17 +111,19 @@ def _counts(seed: int, p: float, seeds: int, scenes: int, digits: int = 2) -> Co
     return Counts(random.binomial(n, p), n)
 
 
-def test_mean_accuracy_weighs_cases_not_digits():
-    case = np.array(["quad1", "quad4", "quad4"])
-    counts = Counts(np.array([[1, 0, 4]]), np.array([[1, 4, 4]]))
-    assert stats.mean_accuracy(counts, case).tolist() == [0.75]  # (1/1 + 4/8) / 2
+def test_bootstrap_weighs_cases_not_digits():
+    """Planted fault: a mean over scenes or digits. Every draw of one scene a case is the same."""
+    case = np.array(["quad1", "quad4"])
+    te = Counts(np.array([[1, 1]]), np.array([[1, 4]]))
+    sc = Counts(np.zeros((1, 2), dtype=int), te.n)
+    assert stats.bootstrap_difference(sc, te, case) == pytest.approx((0.625, 0.625))
 
 
 def test_bootstrap_difference_centre_and_width():
     case = np.repeat(["quad1", "quad2"], 300)
     sc, te = _counts(0, 0.7, 1, 600), _counts(1, 0.8, 1, 600)
     interval = stats.bootstrap_difference(sc, te, case)
-    observed = (stats.mean_accuracy(te, case) - stats.mean_accuracy(sc, case)).mean()
+    observed = (te.correct - sc.correct).sum() / te.n.sum()  # cases of equal size
     assert observed in interval
     # one seed: scenes only, so the normal interval of independent digits is the second route
     half = 1.96 * math.sqrt((0.7 * 0.3 + 0.8 * 0.2) / 1200)

@@ -1,87 +1,122 @@
-"""Writes the generated parts of the README from the committed tables: `python -m tevq.report.pages`.
+"""Writes the generated parts of the pages from the committed tables: `python -m tevq.report.pages`.
 
-Nothing in those parts of the README is typed; a test compares them with the tables.
+A generated part stands between two marks in a Markdown file. Nothing in it is typed, and a test
+compares it with the tables.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 
-from tevq.bench import cost
-from tevq.bench import timing as bench
+from tevq import presets
 from tevq.config import SettingsError
 from tevq.grid import Grid, choose
-from tevq.report import claims, plots_discussion, tables, views
-from tevq.runs import devices
+from tevq.report import claims, tables, views
+from tevq.report.claims import text
+from tevq.runs.devices import ROOT
 from tevq.runs.run import open_run
 from tevq.runs.storage import write_atomically
 
 PRESET = "laptop"
 NAMES = ("table1", "table2", "table3", "equivariance", "stride")
-README = devices.ROOT / "README.md"
-RELIABILITY = devices.ROOT / "results" / "reliability.csv"
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
-PICTURES = {
-    "results/laptop/figures/05_table1.png": "Table 1 as a figure, beside the paper's numbers",
-    "results/laptop/figures/05_text_to_image_greedy.png": "Images painted from held-out captions",
+BEGIN, END = "<!-- {}: made by `python -m tevq.report.pages`, do not edit -->", "<!-- end of {} -->"
+SHORT = {  # a line of the README -> words of its claim
+    "paints captions it never saw better": "text→image: te above sc, mean",
+    "... by more than captions like those it saw": "never shows",
+    "... by a lead that shrinks while both train": "shrinks",
+    "... better than the best other baseline, too": "text→image: te above the best",
+    "... better on a coarser grid (stride 8), too": "text→image at stride",
+    "loses less when trained on a third of the scenes: Quad1, the paper's number": "image, Quad1)",
+    "... mean of Quad1–4, four times the scenes": "image, mean of Quad1–4)",
+    "describes images it never saw better": "image→text: te above sc, mean",
+    "uses fewer codes": "te uses fewer codes",
+    "keeps its codes when an item moves by whole strides (kappa)": "sc: grid",
+    "keeps its features then (relative error; less is better)": "features",
 }
-MARKS = {part: (f"<!-- {part}: made by `python -m tevq.report.pages`, do not edit -->\n",
-                f"<!-- end of {part} -->") for part in ("results", "promises", "scaling", "speed")}
+ANSWERS = {"same direction": "yes", "opposite direction": "no, the reverse"}  # else the verdict
 
 
 def published_grid(preset: str = PRESET) -> Grid:
     """The study whose tables are committed: the variants and seeds that Table 1 has."""
-    table = tables.read(choose(preset, results=str(devices.ROOT / "results")), "table1")
+    table = tables.read(choose(preset, results=str(ROOT / "results")), "table1")
     variants, seeds = (list(dict.fromkeys(table[c])) for c in ("variant", "seed"))
-    return choose(preset, variants, seeds, results=str(devices.ROOT / "results"))
+    return choose(preset, variants, seeds, results=str(ROOT / "results"))
 
 
-def block(grid: Grid) -> str:
-    """Markdown of the main results of a study: in short, the claims, why, and every table."""
-    built = {name: tables.read(grid, name) for name in NAMES}
-    every = claims.all_claims(built)
+def in_short(grid: Grid) -> str:
+    """What was found, a line per question: every number and verdict comes from the tables."""
+    curve = claims.gain_over_training(grid) or ()
+    return answers([*claims.all_claims(_read(grid)), *curve[1:]])
+
+
+def answers(every: list[claims.Claim]) -> str:
+    """The claims of SHORT as questions with their answers."""
+    found = {line: next((c for c in every if words in c.text and c.values), None)
+             for line, words in SHORT.items()}
+    rows = [{
+        "Compared with `sc`, `te` ...": line, "Does it here?": ANSWERS.get(c.verdict, c.verdict)
+        + f", but within ±{claims.MARGIN}" * (c.small and c.verdict in ANSWERS),
+        "ours [95 % interval], seeds": f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
+        f"{len(c.values)}", "paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"}
+        for line, c in found.items() if c]
+    if not rows:
+        return "Nothing has run yet."
+    return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
+            "\n\n*Yes* and *no, the reverse*: our 95 % interval over seeds lies on that side of 0. "
+            f"*No difference*: {claims.VERDICTS['no difference']}. *Undecided*: neither.")
+
+
+def results(grid: Grid) -> str:
+    """All results of a study: means, claims with their verdicts, why, and every table."""
+    built = _read(grid)
+    family, curve = claims.family(built["table1"]), claims.gain_over_training(grid) or ()
+    every = [*claims.all_claims(built), *curve[1:]]
     parts = [f"*{views.caption(grid, built['table1'])}.*",
              "Digit accuracies on combinations never seen in training, means of Quad1–4:",
              markdown(views.overview(built)),
-             *(f"![{title}]({path})" for path, title in PICTURES.items()),
-             "**Which claims of the paper hold here?** Differences; "
-             "[06](results/laptop/notebooks/06_discussion.ipynb) explains the verdicts.",
-             markdown(claims.verdicts(every).set_index("claim")),
-             primary(grid, built), *why(grid)]
+             "![Table 1 as a figure, beside the paper's numbers](figures/05_table1.png)",
+             "![Images painted from held-out captions](figures/05_text_to_image_greedy.png)",
+             "## Which claims hold here?",
+             "".join(f"* *{verdict}*: {words}\n" for verdict, words in claims.VERDICTS.items()),
+             markdown(claims.verdicts(every).set_index("claim")), primary(grid, built),
+             f"te − sc in every cell of Table 1. {family.attrs['floor']}",
+             markdown(family.set_index(["task", "case"]).map(_three))]
+    if curve:
+        parts += ["**Does the gain last?** Text→image on held-out validation scenes, mean of "
+                  "Quad1–4, while both train:", markdown(curve[0].map(_three))]
+    parts += [*why(grid), "## Every table"]
     parts += [f"<details>\n<summary>{title}</summary>\n\n{markdown(view)}\n\n</details>"
               for title, view in details(built).items()]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
-    """The one comparison that was chosen before looking: both intervals, and its control."""
-    claim, seen = (claims.primary(built["table1"], split=split) for split in ("test", "test_seen"))
+    """The one comparison that was chosen before looking, and its two intervals."""
+    claim = claims.primary(built["table1"])
     if claim.estimate is None:
         return "The primary comparison, text→image of te − sc, has no runs yet."
-    control = "" if seen.estimate is None else (
-        f" On combinations that training shows it is {seen.estimate:+.3f} "
-        f"{claims.text(seen.interval)}: as far as the two agree, it is a difference in painting "
-        "digits, not in carrying them to new places.")
     return ("The primary comparison, chosen before looking, is the first row: "
             f"{claim.estimate:+.3f} over {len(claim.values)} seeds. Student's interval over seeds "
-            f"{claims.text(claim.interval)} decides; the hierarchical bootstrap over seeds and "
-            f"scenes {claims.text(claims.bootstrap(grid))} resamples few seeds and is too narrow."
-            f"{control}")
+            f"{text(claim.interval)} decides. The hierarchical bootstrap over seeds and scenes, "
+            f"{text(claims.bootstrap(grid))}, resamples few seeds and is too narrow.")
 
 
 def why(grid: Grid) -> list[str]:
     """Is te more equivariant, or only coarser? sc with its codes merged to te's number answers."""
-    equal = plots_discussion.at_equal_size(plots_discussion.vocabularies(grid))
+    equal = claims.at_equal_size(tables.vocabularies(grid))
     if equal.empty:
         return []
     heads = {"baseline": "sc", "merged": "sc, merged", "ours": "te"}
     means = equal.groupby("measure", sort=False)[list(heads)].mean().rename(columns=heads)
-    means["of the gain, beyond size"] = (means["te"] - means["sc, merged"]) / (means.te - means.sc)
-    means = means.map("{:.3f}".format).assign(**{means.columns[-1]: means.iloc[:, -1].map(
-        "{:.0%}".format)})
+    share = (means["te"] - means["sc, merged"]) / (means.te - means.sc)
+    means = means.map(_three).assign(**{"of the gain, beyond size": share.map("{:.0%}".format)})
     return ["**Better codes, or only fewer?** A coarser quantizer agrees with itself more often. "
             "Kappa on foreground cells of sc, of sc with neighbouring codes merged after training "
             "to as many as te has (read off between merges to 128, 64, 32, ... codes), and of te. "
@@ -90,7 +125,8 @@ def why(grid: Grid) -> list[str]:
 
 def details(built: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Every table by its title; those of which nothing has run are left out."""
-    table1 = built["table1"]
+    table1, ran = built["table1"], {name: table[table.state == "done"]
+                                    for name, table in built.items()}
     found = {
         "Table 1, text→image: digit accuracy on combinations never seen in training (center: seen)":
             views.accuracy(table1, "t2i"),
@@ -107,80 +143,115 @@ def details(built: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "surroundings change": views.equivariance(built["equivariance"]),
         STRIDES: views.strides(built),
     }
-    if not (tables.select(built["table2"], size="third").state == "done").any():
-        found.pop(TABLE2)
-    if not (built["stride"].state == "done").any():
-        found.pop(STRIDES)
-    return found
+    left_out = {TABLE2: not (ran["table2"]["size"] == "third").any(), STRIDES: ran["stride"].empty}
+    return {title: view for title, view in found.items() if not left_out.get(title)}
 
 
 def markdown(view: pd.DataFrame) -> str:
-    """A wide table as GitHub Markdown."""
-    names = [name or "" for name in view.index.names]
-    lines = [[*names, *map(str, view.columns)], ["---"] * (len(names) + view.shape[1])]
-    for index, row in view.iterrows():
-        keys = index if isinstance(index, tuple) else (index,)
-        lines.append([*map(str, keys), *map(str, row)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A table as GitHub Markdown."""
+    rows = [[*(name or "" for name in view.index.names), *view.columns],
+            ["---"] * (view.index.nlevels + view.shape[1])]
+    rows += [[*(key if isinstance(key, tuple) else (key,)), *row]
+             for key, row in zip(view.index, view.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def promises() -> str:
-    """Markdown of what the last `./run_all.sh --torture` found."""
-    table = pd.read_csv(RELIABILITY, keep_default_na=False)
-    lines = ["| Promise | Tests passed | Measured |", "| --- | --- | --- |"]
-    for row in table.itertuples():
-        total = row.passed + row.failed + row.skipped
-        lines.append(f"| {row.promise} | {row.passed} of {total} | {row.measured or '–'} |")
-    one = table.iloc[0]
-    minutes = table["seconds"].sum() / 60
-    return ("\n".join(lines) + f"\n\n*{minutes:.0f} minutes of tests on {one.cores} cores "
-            f"({one.device}), torch {one.torch}, {one.date}, commit {one.commit[:7]}.*\n")
+def promises(grid: Grid) -> str:
+    """What the last `./run_all.sh --torture` found."""
+    table = pd.read_csv(ROOT / "results" / "reliability.csv", keep_default_na=False)
+    total, one = table.passed + table.failed + table.skipped, table.iloc[0]
+    view = pd.DataFrame({"Promise": table.promise, "Measured": table.measured.replace("", "–"),
+                         "Tests passed": table.passed.astype(str) + " of " + total.astype(str)})
+    return markdown(view.set_index(["Promise", "Tests passed"])) + (
+        f"\n\n*{table.seconds.sum() / 60:.0f} minutes of tests on {one.cores} cores "
+        f"({one.device}), torch {one.torch}, {one.date}, commit {one.commit[:7]}.*")
 
 
 def scaling(grid: Grid) -> str:
-    """Markdown of what trainings cost: counted, measured in committed runs, extrapolated."""
-    lines = ["| Preset | Training | Samples | GFLOP a sample | PFLOP | Measured | "
-             "H200 hours, extrapolated |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    table = pd.read_csv(cost.RESULT)
-    for row in table.itertuples():
-        lines.append(f"| {row.preset} | {row.stage} | {row.samples:,} | {row.gflop_per_sample:g} | "
-                     f"{row.pflop:g} | {_measured(grid, row.preset, row.stage)} | "
-                     f"{row.h200_hours:g} |")
-    return "\n".join(lines) + (
-        f"\n\n*Matrix products and convolutions, forward and backward, counted by torch; "
-        f"extrapolated to {table.assumed_share[0]:.0%} of {cost.H200_BFLOAT16 / 1e12:.0f} TFLOP/s, "
-        "which large networks may reach; those of `laptop` are too small for it. Five variants and "
-        "three seeds are 15 times as much.*\n")
+    """What trainings cost: counted, measured in committed runs, extrapolated."""
+    table = pd.read_csv(ROOT / "results" / "cost.csv")
+    measured = [_measured(grid, row.preset, row.stage) for row in table.itertuples()]
+    view = pd.DataFrame({
+        "Preset": table.preset, "Training": table.stage,
+        "Samples": table.samples.map("{:,}".format),
+        "GFLOP a sample": table.gflop_per_sample.map("{:g}".format),
+        "PFLOP": table.pflop.map("{:g}".format), "Measured": measured,
+        "H200 hours, extrapolated": table.h200_hours.map("{:g}".format)})
+    return markdown(view.set_index(["Preset", "Training"])) + (
+        "\n\n*Matrix products and convolutions, forward and backward, counted by torch. "
+        f"Extrapolated to {table.assumed_share[0]:.0%} of an H200's bfloat16 rate, which large "
+        "networks may reach; those of `laptop` are too small for it. Five variants and three "
+        "seeds are 15 times as much.*")
 
 
-def speed() -> str:
-    """Markdown of the last benchmark: ours against each peer, and the share of the limit."""
-    folder = devices.ROOT / "results" / "benchmarks"
+def sizes(grid: Grid) -> str:
+    """What the presets differ in, a column a preset."""
+    found = {}
+    for name, preset in presets.PRESETS.items():
+        s = preset()
+        images, sequences = views.samples(s)
+        found[f"`{name}`"] = {
+            "Items": s.data.source, "Training scenes": f"{s.data.train:,}",
+            "Stage 1: images seen": f"{images:,}", "Stage 2: sequences seen": f"{sequences:,}",
+            "Codebook": f"{s.stage1.codes} codes, {s.stage1.codebook_start} start",
+            "Perceptual loss": s.stage1.perceptual,
+            "Adversarial loss": f"from step {s.stage1.disc_start:,}"
+            if s.stage1.disc_start < s.stage1.steps else "not reached",
+            "Optimizer of Stage 2": s.stage2.optimizer}
+    return markdown(pd.DataFrame(found))
+
+
+def files(grid: Grid) -> str:
+    """A line a module: the first sentence of its docstring."""
+    package, lines = ROOT / "tevq", []
+    for path in sorted(package.rglob("*.py"), key=lambda path: (path.parent, path)):
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")
+        if path.name == "__init__.py":
+            lines.append(f"\n**{path.parent.relative_to(ROOT).as_posix()}** {first[0]}\n")
+        else:
+            lines.append(f"* `{path.stem}` {' '.join(first[0].split())}")
+    return "\n".join(lines).strip()
+
+
+def speed(grid: Grid) -> str:
+    """The last benchmark of every processor: ours against each peer, and the share of the limit."""
+    return "\n\n".join(_speed(path.parent) for path in sorted(
+        (ROOT / "results" / "benchmarks").glob("*/summary.csv")))
+
+
+def _speed(folder: Path) -> str:
     table = pd.read_csv(folder / "summary.csv")
-    on = json.loads((folder / "machine.json").read_text())
-    lines = ["| Work | Against | Ours / theirs (range) | Bar | Of the limit: ours, theirs |",
-             "| --- | --- | --- | --- | --- |"]
-    for row in table[table.contender != bench.OURS].itertuples():
-        ours = table[(table.work == row.work) & (table.contender == bench.OURS)].iloc[0]
-        ratio = (f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
-                 if row.ratio == row.ratio else f"not run: {row.missing}")
-        shares = [f"{share:.0%}" if share == share else "–"
-                  for share in (ours.share_of_limit, row.share_of_limit)]
-        bar = f"{row.bar:g}" if row.bar == row.bar and row.bar > 0 else "–"
-        lines.append(f"| {row.work} | {row.contender} | {ratio} | {bar} | {', '.join(shares)} |")
+    on = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    own = table[table.contender == "ours"].set_index("work").share_of_limit
+    rows = table[table.contender != "ours"]
+    view = pd.DataFrame({
+        "Work": rows.work, "Against": rows.contender,
+        "Ours / theirs (range)": [
+            f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
+            if row.ratio == row.ratio else f"not run: {row.missing}" for row in rows.itertuples()],
+        "Target": [f"{x:g}" if x > 0 else "–" for x in rows.target],
+        "Of the limit: ours, theirs": [
+            ", ".join(f"{x:.0%}" if x == x else "–" for x in (own[row.work], row.share_of_limit))
+            for row in rows.itertuples()]})
     peers = ", ".join(f"{name} {version}" for name, version in on["peers"].items())
-    return "\n".join(lines) + (
-        f"\n\n*{on['cores']} cores ({on['device_name']}), {on['precision']}, torch "
+    return f"{markdown(view.set_index(['Work', 'Against']))}\n\n" + (
+        f"*{on['cores']} cores ({on['device_name']}), {on['precision']}, torch "
         f"{on['versions']['torch']}, commit {on['commit'][:7]}; medians of {on['repeats']} turns; "
-        f"{peers}.*\n")
+        f"{peers}.*")
+
+
+def _read(grid: Grid) -> dict[str, pd.DataFrame]:
+    return {name: tables.read(grid, name) for name in NAMES}
+
+
+def _three(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _measured(grid: Grid, preset: str, kind: str) -> str:
     """Mean minutes of the committed trainings of a preset, one text per kind of machine."""
-    if preset != grid.preset:
-        return "–"
     minutes: dict[tuple, list[float]] = {}
-    for cell in grid.cells:
+    for cell in grid.cells if preset == grid.preset else ():
         run = open_run(cell, kind, grid.results)
         if (summary := run.summary()) and (on := run.made_on):
             key = on["device_name"], on["precision"], on["threads"]
@@ -191,18 +262,29 @@ def _measured(grid: Grid, preset: str, kind: str) -> str:
         for (name, precision, threads), found in minutes.items()) or "–"
 
 
-def updated(text: str, grid: Grid) -> str:
-    """README text with its generated parts replaced. Raises SettingsError without marks."""
-    contents = {"results": block(grid), "promises": promises(), "scaling": scaling(grid),
-                "speed": speed()}
-    for part, content in contents.items():
-        begin, end = MARKS[part]
-        start, stop = text.find(begin), text.find(end)
+Part = Callable[[Grid], str]
+PAGES: dict[str, dict[str, Part]] = {
+    "README.md": {"short": in_short},
+    "tevq/README.md": {"files": files, "presets": sizes, "scaling": scaling},
+    "results/laptop/README.md": {"results": results},
+    "results/benchmarks/README.md": {"speed": speed},
+    "results/reliability.md": {"promises": promises},
+}
+
+
+def updated(page: str, old: str, grid: Grid) -> str:
+    """The text of a page with its generated parts replaced. Raises SettingsError without marks."""
+    for part, write in PAGES[page].items():
+        begin, end = BEGIN.format(part), END.format(part)
+        start, stop = old.find(begin), old.find(end)
         if start < 0 or stop < start:
-            raise SettingsError(f"{README} lacks the lines {begin.strip()} and {end}")
-        text = f"{text[: start + len(begin)]}\n{content}\n{text[stop:]}"
-    return text
+            raise SettingsError(f"{page} lacks the lines {begin} and {end}")
+        old = f"{old[: start + len(begin)]}\n\n{write(grid)}\n\n{old[stop:]}"
+    return old
 
 
 if __name__ == "__main__":
-    write_atomically(README, updated(README.read_text(), published_grid()).encode())
+    for page in PAGES:
+        path = ROOT / page
+        text_now = updated(page, path.read_text(encoding="utf-8"), published_grid())
+        write_atomically(path, text_now.encode())
