@@ -1,4 +1,4 @@
-"""Tables from finished, missing and mixed runs; wide views; claims; figures of them."""
+"""Tables from finished, missing and mixed runs; wide views; claims."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ import pytest
 
 from tevq.config import SettingsError
 from tevq.grid import choose
-from tevq.report import (
-    claims,
-    plots_discussion,
-    plots_examples,
-    plots_results,
-    stats,
-    tables,
-    views,
-)
+from tevq.report import claims, stats, tables, views
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +147,6 @@ def test_what_a_cell_lacks(tmp_path):
     coarse, = (c for c in tables.cells(grid) if c.settings.stage1.stride == 8
                and c.kind == "quantizer")
     assert coarse.lacks().endswith("te, seed 3, digits at stride 8")
-    state = tables.state(grid)["seed 3"]
-    assert state["quantizer", "full", "digits", "4", "te"] == "ready"
-    assert state["quantizer", "full", "digits", "8", "te"] == "missing: notebook 03"
-    assert state["evaluation", "third", "digits", "4", "te"] == "missing: notebook 04"
 
 
 # ---------------------------------------------------------------------------------- matrices, views
@@ -302,49 +290,6 @@ def test_scene_counts_give_the_table(grid, built):
     share = counts["te"].correct[1, quad2].sum() / counts["te"].n[1, quad2].sum()
     where = {"task": "t2i", "split": "test", "decoding": "sampled", "metric": "digit"}
     assert share == tables.by_case(built["table1"], **where).loc[("te", 1), "quad2"]
-
-
-# ---------------------------------------------------------------------------------- figures
-
-
-def test_everything_draws_with_and_without_results(grid, built, tmp_path):
-    empty = choose("smoke", "sc,te", "0", results=str(tmp_path))
-    alone = choose("smoke", "mb", "0", results=str(tmp_path))  # nothing to compare
-    half = choose("smoke", "sc,te", "0", "", "stage2.directions=i2t", str(tmp_path))
-    for which, parts in ((grid, built), *((s, tables.build(s)) for s in (empty, alone, half))):
-        for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
-                     views.metrics(parts["table1"], "t2i", "sampled"), views.overview(parts),
-                     views.sample_efficiency(parts["table2"]),
-                     views.reconstruction(parts["table3"]), views.strides(parts),
-                     views.equivariance(parts["equivariance"])):
-            views.show(view, views.caption(which, parts["table1"]), "id").to_html()
-        claims.verdicts(claims.all_claims(parts))
-        claims.family(parts["table1"])
-        figures = [
-            plots_results.accuracy(parts["table1"], which),
-            plots_results.seen_gap(parts["table1"], which),
-            plots_results.equivariance(parts["equivariance"], which),
-            plots_results.accuracy_against_equivariance(parts["table1"], parts["equivariance"],
-                                                        which),
-            plots_results.sample_efficiency(parts["table2"], which),
-            plots_results.quantizers(parts["table3"], which),
-            plots_discussion.norms(which), plots_discussion.curves(which),
-            plots_discussion.merging(which),
-            plots_examples.text_to_image(empty), plots_examples.image_to_text(empty)]
-        for figure in figures:
-            figure.canvas.draw()
-
-
-def test_every_seed_is_a_point_of_the_accuracy_figure(grid, built):
-    axis = plots_results.accuracy(built["table1"], grid).axes[0]
-    drawn = np.concatenate([line.get_ydata() for line in axis.lines])
-    ours = tables.by_case(built["table1"], task="t2i", split="test", metric="digit",
-                          decoding="sampled")
-    for value in ours.drop(columns="mean").to_numpy().ravel():
-        assert np.isnan(value) or np.isclose(drawn, value).any()
-    paper = tables.select(tables.published(1), task="t2i")
-    shown = paper[paper.variant.isin(grid.variants)].value
-    assert all(np.isclose(drawn, value).any() for value in shown)
 
 
 def test_fakes_are_json(tmp_path):

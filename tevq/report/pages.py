@@ -13,7 +13,7 @@ from tevq.bench import cost
 from tevq.bench import timing as bench
 from tevq.config import SettingsError
 from tevq.grid import Grid, choose
-from tevq.report import claims, plots_discussion, tables, views
+from tevq.report import claims, tables, views
 from tevq.runs import devices
 from tevq.runs.run import open_run
 from tevq.runs.storage import write_atomically
@@ -74,7 +74,7 @@ def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
 
 def why(grid: Grid) -> list[str]:
     """Is te more equivariant, or only coarser? sc with its codes merged to te's number answers."""
-    equal = plots_discussion.at_equal_size(plots_discussion.vocabularies(grid))
+    equal = claims.at_equal_size(tables.vocabularies(grid))
     if equal.empty:
         return []
     heads = {"baseline": "sc", "merged": "sc, merged", "ours": "te"}

@@ -103,23 +103,6 @@ def build(grid: Grid) -> dict[str, pd.DataFrame]:
     }
 
 
-def state(grid: Grid) -> pd.DataFrame:
-    """Every cell of the study: evaluated, ready for it, or missing with the notebook to run first.
-
-    Rows (run, scenes, source, stride, variant), columns seeds.
-    """
-    rows: dict[tuple, dict[str, str]] = {}
-    for cell in sorted(cells(grid), key=lambda c: (
-            list(_WEIGHTS).index(c.kind), c.settings.stage1.stride, c.settings.data.source)):
-        done, lacks = cell.run().done, cell.lacks().partition(" for ")[0]
-        s = cell.settings
-        key = cell.kind, cell.size, s.data.source, str(s.stage1.stride), s.variant
-        rows.setdefault(key, {})[f"seed {s.seed}"] = (
-            "evaluated" if done else f"missing: {lacks}" if lacks else "ready")
-    index = pd.MultiIndex.from_tuples(rows, names=["run", "scenes", "source", "stride", "variant"])
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
 def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
     """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
     paths = []
@@ -167,6 +150,40 @@ def by_case(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
     matrix = matrix.unstack("case").reindex(order).reindex(columns=CASES)
     matrix.insert(len(QUADS), "mean", matrix[list(QUADS)].mean(axis=1, skipna=False))
     return matrix
+
+
+def vocabularies(grid: Grid) -> pd.DataFrame:
+    """Kappa of every quantizer with its own codes and with merged ones, on foreground cells.
+
+    Columns variant, seed, measure, groups (0: its own codes), codes_used, kappa, feature_error.
+    """
+    rows = []
+    for settings in grid.cells:
+        summary = open_run(settings, "quantizer", grid.results or None).summary()
+        for row in [*summary["equivariance"], *summary["merged"]] if summary else ():
+            if row["cells"] == "foreground":
+                rows.append({"variant": settings.variant, "seed": settings.seed, "groups": 0} | row)
+    columns = ["variant", "seed", "measure", "groups", "codes_used", "kappa", "feature_error"]
+    return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
+
+
+def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
+    """Learning curves of all Stage-2 runs of Tables 1, 2 and 4, on validation scenes.
+
+    Columns scenes (full, third), stride, variant, seed, split (val: held-out combinations,
+    val_seen: seen ones), sequences, quad1 ... center.
+    """
+    frames = []
+    for cell in cells(grid):
+        s = cell.settings
+        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else []
+        found = pd.DataFrame([line for line in lines if line.get("task") == task])
+        if len(found):
+            frames.append(found.rename(columns={"probe": "split"}).assign(
+                scenes=cell.size, stride=s.stage1.stride, variant=s.variant, seed=s.seed))
+    columns = ["scenes", "stride", "variant", "seed", "split", "sequences", *CASES]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(
+        columns=columns)
 
 
 def scene_counts(grid: Grid, variants: Iterable[str], column: str, split: str = "test"
