@@ -78,16 +78,6 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
-def keep(grid: Grid, name: str) -> bool:
-    """Shows a figure as an earlier execution saved it; False when there is none."""
-    from IPython import display
-
-    path = grid.figures / f"{name}.png"
-    if path.exists():
-        display.display(display.Image(filename=str(path)))
-    return path.exists()
-
-
 def save(figure: Figure, grid: Grid, name: str, folder: Path | None = None) -> None:
     """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
 

@@ -9,18 +9,24 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
 from tevq.presets import VARIANTS
+
+if TYPE_CHECKING:
+    from tevq.grid import Grid
 
 COLOURS_OF = {name: variant.colour for name, variant in VARIANTS.items()}
 MARKERS_OF = {name: variant.marker for name, variant in VARIANTS.items()}
@@ -29,6 +35,11 @@ NAMES_OF = {name: variant.label for name, variant in VARIANTS.items()}
 # Cases from few to many items get darker; the center control is orange
 CASE_COLOURS = {"quad1": "#9ECAE1", "quad2": "#4F9BCB", "quad3": "#1F6CB0", "quad4": "#08306B",
                 "center": "#E69F00"}
+# Keywords for `sns.lineplot` and `sns.relplot` of frames with a column `variant`
+LOOK = {"hue": "variant", "style": "variant", "size": "variant", "palette": COLOURS_OF,
+        "markers": MARKERS_OF,
+        "dashes": {"mb": (1, 1), "mp": (4, 1, 1, 1), "cb": (4, 2), "sc": "", "te": ""},
+        "sizes": dict.fromkeys(COLOURS_OF, 1.8) | {"te": 3.2}}
 INK = {"white": "#888888", "red": "#D62728", "green": "#2CA02C", "blue": "#1F5FD0"}  # on paper
 GREY = "#666666"
 OUTLINE = [Stroke(linewidth=2.5, foreground="white"), Normal()]  # of text on any colour
@@ -40,7 +51,17 @@ STYLE = {
     "lines.linewidth": 2.0, "legend.frameon": False, "image.interpolation": "nearest",
     "axes.grid": False, "grid.color": "#DDDDDD", "savefig.facecolor": "white",
 }
+sns.set_theme(style="ticks", palette=SERIES, rc=STYLE)
 styled = rc_context(STYLE)  # a decorator, too
+# Keywords for `sns.scatterplot` of such frames
+POINTS = {key: LOOK[key] for key in ("hue", "style", "size", "palette", "markers")} | {
+    "sizes": dict.fromkeys(COLOURS_OF, 45) | {"te": 130}, "legend": False}
+MARKS = {  # of `legend`
+    "one seed": {"color": GREY, "marker": "o", "linestyle": "none"},
+    "mean over seeds": {"color": GREY, "linewidth": 4},
+    "paper": {"color": "black", "marker": "D", "markerfacecolor": "none", "linestyle": "none"},
+    "ceiling: reconstructions": {"color": "black", "linewidth": 1.4},
+}
 WIDTH = 10.0  # inches of a full-width figure
 FEW = 12  # points of a line that are marked one by one
 
@@ -96,6 +117,33 @@ def missing(axis: Axes, text: str) -> None:
     axis.set_axis_off()
     axis.text(0.5, 0.5, textwrap.fill(text, 60), ha="center", va="center", color=GREY,
               transform=axis.transAxes)
+
+
+def legend(figure: Figure, grid: Grid, drawn: pd.DataFrame, marks: Sequence[str] = (),
+           by: str = "variant") -> Figure:
+    """Variants and marks under the panels; above them preset, source and the seeds drawn.
+
+    drawn: the rows behind the figure, with columns variant and seed; marks: keys of `MARKS`; by:
+    the column whose values may have different seeds.
+    """
+    variants = [variant for variant in grid.variants if variant in set(drawn.variant)]
+    handles = [Line2D([], [], color=COLOURS_OF[v], marker=MARKERS_OF[v], linestyle="none",
+                      markersize=9, label=NAMES_OF[v]) for v in variants]
+    handles += [Line2D([], [], label=name, **MARKS[name]) for name in marks]
+    found = figure.legend(handles=handles, ncols=3, loc="outside lower center", title_fontsize=10,
+                          title=f"preset {grid.preset} · {grid.settings.data.source} · "
+                                f"{seeds_of(drawn, by)}")
+    found.get_title().set_color(GREY)
+    return figure
+
+
+def seeds_of(drawn: pd.DataFrame, by: str = "variant") -> str:
+    """The seeds of rows, and of which variants where they differ: seeds 0, 1 (mb); 0, 1, 2 (te)."""
+    found: dict[str, list[str]] = {}
+    for name, seeds in drawn.groupby(by, sort=False).seed.unique().items():
+        found.setdefault(", ".join(map(str, sorted(seeds))), []).append(name)
+    texts = [seeds + f" ({', '.join(names)})" * (len(found) > 1) for seeds, names in found.items()]
+    return "seeds " + "; ".join(texts) if texts else "no runs yet"
 
 
 # ---------------------------------------------------------------------------------- images
