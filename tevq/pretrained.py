@@ -82,10 +82,7 @@ def stem(run: Run) -> str:
 
 
 def install(grid: Grid) -> list[str]:
-    """Puts pretrained weights into run folders that have none; returns their names.
-
-    Raises SettingsError when there are none for a run, or damaged ones.
-    """
+    """Puts pretrained weights into run folders that have none; returns their names."""
     placed = []
     for run in runs_of(grid):
         if run.has_weights:
@@ -144,8 +141,8 @@ def _files(grid: Grid, files: list[Path]) -> str:
     lines = ["| File | Numbers | Trained on | Minutes | Commit |",
              "| --- | --- | --- | --- | --- |"]
     for file, run in zip(files, runs_of(grid), strict=True):
-        on = run.made_on
-        count = sum(x.numel() for x in run.weights().values() if x.is_floating_point())
+        on, weights = run.made_on, run.weights()
+        count = sum(x.numel() for x in weights.values() if x.is_floating_point())
         lines.append(f"| `{file.name}` | {count:,} | {on['device_name']}, {on['precision']}, "
                      f"{on['threads']} thread{'s' * (on['threads'] > 1)} | "
                      f"{run.summary()['seconds'] / 60:.0f} | {on['commit'][:7]} |")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tevq.config import Settings, SettingsError
-from tevq.data import scenes
+from tevq.data.captions import COLOURS
 from tevq.data.source import class_names
 from tevq.runs.run import open_run
 
@@ -22,7 +22,7 @@ class Classifier(nn.Module):
     The official one is a ResNet-18 with the same two heads; the paper gives it 99.5 %.
     """
 
-    def __init__(self, width: int, classes: int = 10, colours: int = len(scenes.COLOURS)):
+    def __init__(self, width: int, classes: int = 10, colours: int = len(COLOURS)):
         super().__init__()
         w = width
         self.stages = nn.ModuleList([
