@@ -1,11 +1,13 @@
-"""Stored notebooks that train nothing, for the tests of the pipeline."""
+"""Stored notebooks that train nothing, for the tests of the pipeline; how stored ones are read."""
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
+from typing import Any
 
-from tevq import graph
+from tevq.pipeline import NOTEBOOKS
 
 
 def code(source: str, *tags: str) -> dict:
@@ -15,7 +17,7 @@ def code(source: str, *tags: str) -> dict:
 
 def write_notebook(folder: Path, name: str, *sources: str) -> None:
     """A notebook with the right parameters, `study`, and some more cells."""
-    values = "\n".join(f"{key} = {value!r}" for key, value in graph.NOTEBOOKS[name].items())
+    values = "\n".join(f"{key} = {value!r}" for key, value in NOTEBOOKS[name].items())
     begin = f'from tevq import notebook\nstudy = notebook.start(globals(), "{name}")'
     title = {"cell_type": "markdown", "metadata": {}, "source": f"# {name}\n\n$K \\leq C'$"}
     cells = [title, code(values, "parameters"), code(begin), *map(code, sources)]
@@ -27,6 +29,30 @@ def write_notebook(folder: Path, name: str, *sources: str) -> None:
 def write_all(folder: Path) -> Path:
     """One of each."""
     folder.mkdir()
-    for name in graph.NOTEBOOKS:
+    for name in NOTEBOOKS:
         write_notebook(folder, name)
     return folder
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """A stored notebook as plain JSON, every cell's source one string."""
+    book = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))
+    for cell in book["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return book
+
+
+def parameters_cell(book: dict[str, Any]) -> dict[str, Any]:
+    """The cell tagged `parameters`; an empty one if there is none."""
+    tagged = (c for c in book["cells"] if "parameters" in c["metadata"].get("tags", []))
+    return next(tagged, {"source": ""})
+
+
+def parameters_of(book: dict[str, Any]) -> dict[str, Any]:
+    """Names and defaults in the parameters cell. Raises ValueError unless all are literals."""
+    found = {}
+    for line in ast.parse(parameters_cell(book)["source"]).body:
+        if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
+            raise ValueError(f"line {line.lineno} of the parameters cell is not name = value")
+        found[line.targets[0].id] = ast.literal_eval(line.value)
+    return found

@@ -1,6 +1,5 @@
 """Work in pieces: trainings and the runner stop before a deadline, and lose nothing."""
 
-import threading
 import time
 from collections import Counter
 
@@ -122,70 +121,72 @@ def test_time_up_before_the_first_step_starts_nothing(tmp_path, monkeypatch):
         next(iter(steps))
 
 
-def test_the_runner_starts_nothing_late_and_says_how_to_go_on(tmp_path):
+@pytest.fixture
+def launches(monkeypatch):
+    """Executions are pretended: outcomes by label (default: done), and what was started."""
+    outcomes, order = {}, []
+
+    def launch(request, log, stopped, threads) -> execute.Outcome:
+        order.append(log.stem)
+        status = outcomes.get(log.stem, "done")
+        until = time.monotonic() + 30
+        while status == "waits" and not stopped():  # trains nothing and does not look at the clock
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return execute.Outcome("stopped" if status == "waits" else status, 0.1)
+
+    monkeypatch.setattr(execute, "launch", launch)
+    return outcomes, order
+
+
+def planned(tmp_path, variants="sc,te", notebooks=""):
+    grid = choose(variants=variants, tables="1", results=str(tmp_path / "results"))
+    folder = tmp_path / "notebooks"
+    return pipeline.plan(grid, notebooks, folder=folder if folder.exists() else write_all(folder))
+
+
+def test_nothing_starts_late_and_the_command_says_how_to_go_on(tmp_path, monkeypatch, launches):
     """Planted faults: nodes started after the deadline; nobody told to stop."""
-    grid = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
-    made = pipeline.plan(grid, folder=write_all(tmp_path / "notebooks"))
-    said, order = [], []
-
-    def start(node, stop: threading.Event) -> execute.Outcome:
-        order.append(node.label)
-        if node.label != "03_stage1-te-s0":
-            return execute.Outcome("done")
-        assert stop.wait(30)  # as a notebook that trains nothing and does not look at the clock
-        return execute.Outcome("stopped")
-
-    until = time.time() + pipeline.CLOSING_SECONDS + 0.5
-    pipeline_stop, pipeline.STOP_SECONDS = pipeline.STOP_SECONDS, pipeline.CLOSING_SECONDS
-    try:
-        code = pipeline.run(made, 2, said.append, start, until)
-    finally:
-        pipeline.STOP_SECONDS = pipeline_stop
-    assert code == budget.EXIT_CODE
+    outcomes, order = launches
+    outcomes["03_stage1-te-s0"] = "waits"
+    monkeypatch.setattr(pipeline, "STOP_SECONDS", pipeline.CLOSING_SECONDS - 1)
+    said, until = [], time.monotonic() + pipeline.CLOSING_SECONDS + 4
+    assert pipeline.run(planned(tmp_path), 2, said.append, until) == budget.EXIT_CODE
+    assert time.monotonic() < until
     assert set(order) == {"01_dataset", "03_stage1-sc-s0", "03_stage1-te-s0", "04_stage2-sc-s0"}
     assert "3 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
     assert "stopped by the budget; the same command goes on" in said[-1]
     order.clear()
-    assert pipeline.run(made, 2, said.append, start, time.time()) == budget.EXIT_CODE
-    assert not order and "8 not started" in said[-1]
+    assert pipeline.run(planned(tmp_path, "te"), 2, said.append,
+                        time.monotonic()) == budget.EXIT_CODE
+    assert not order and "not started" in said[-1]
 
 
-def test_a_failure_counts_more_than_the_budget(tmp_path):
+def test_a_failure_counts_more_than_the_budget(tmp_path, launches):
     """Planted fault: exit code 75, with which a script would go on for ever."""
-    grid = choose(variants="sc,te", tables="1", results=str(tmp_path / "results"))
-    made = pipeline.plan(grid, "01,03", folder=write_all(tmp_path / "notebooks"))
-    outcomes = {"01_dataset": "done", "03_stage1-sc-s0": "failed", "03_stage1-te-s0": "stopped"}
-
-    def start(node, stop: threading.Event) -> execute.Outcome:
-        return execute.Outcome(outcomes[node.label])
-
-    assert pipeline.run(made, 1, lambda text: None, start) == 1
+    launches[0].update({"03_stage1-sc-s0": "failed", "03_stage1-te-s0": "stopped"})
+    assert pipeline.run(planned(tmp_path, notebooks="01,03"), 1, lambda text: None) == 1
 
 
 def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys, monkeypatch):
     """Planted faults: exit code 1 of the child; the deadline not handed to the kernel."""
     folder = write_all(tmp_path / "notebooks")
-    write_notebook(folder, "01_dataset", "import os, time\nfrom tevq import budget\n"
-                   "left = float(os.environ[budget.VARIABLE]) - time.time()\n"
+    write_notebook(folder, "01_dataset", "from tevq.runs import budget\n"
+                   "left = budget.seconds_left()\n"
                    "raise budget.OutOfTimeError(f'{left:.0f} s left, the same command goes on')")
     words = ["--notebooks", "01", "--results", str(tmp_path / "results"), "--budget", "1e6"]
     assert main(words, folder) == budget.EXIT_CODE
     said = capsys.readouterr().out
-    assert "01_dataset stopped after" in said and "s left, the same command goes on" in said
+    assert "stopped 01_dataset after" in said and "s left, the same command goes on" in said
     assert "1 stopped" in said and "failed" not in said
     left = int(said.split("OutOfTimeError: ")[1].split(" s left")[0])
     assert 0 < left < 1e6 - pipeline.CLOSING_SECONDS
 
 
-def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path):
+def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path, launches):
     """Planted fault: left out, as after a failure, although the same command goes on."""
-    grid = choose(variants="te", tables="1", results=str(tmp_path / "results"))
-    made, said = pipeline.plan(grid, folder=write_all(tmp_path / "notebooks")), []
-
-    def start(node, stop: threading.Event) -> execute.Outcome:
-        return execute.Outcome("stopped" if node.label == "03_stage1-te-s0" else "done")
-
-    assert pipeline.run(made, 1, said.append, start) == budget.EXIT_CODE
+    launches[0]["03_stage1-te-s0"], said = "stopped", []
+    assert pipeline.run(planned(tmp_path, "te"), 1, said.append) == budget.EXIT_CODE
     assert "1 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
     assert "left out" not in said[-1]
 

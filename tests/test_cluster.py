@@ -1,6 +1,5 @@
-"""The grid on Dask workers: same files, a killed worker, a stop, and wrong input."""
+"""Workers on other machines: same files, a killed worker, a stop, and wrong input."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -9,15 +8,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from fakes import write_all, write_notebook
 from small import TINY
 
-from tevq import cluster, execute
+from tevq import cluster, execute, pipeline
 from tevq.__main__ import main
 from tevq.config import SettingsError
+from tevq.grid import choose
 
 distributed = pytest.importorskip("distributed")
 
@@ -26,7 +27,7 @@ distributed = pytest.importorskip("distributed")
 TRAINING = """\
 import os, pathlib, time
 import psutil
-from tevq import loop, stage1
+from tevq.train import loop, stage1
 stage1.KMEANS_VECTORS = 400
 begin, save = loop.Loop.__init__, loop.Loop.save
 
@@ -50,7 +51,8 @@ run = stage1.train(study.settings, study.results)
 @pytest.fixture(scope="module")
 def dask():
     """A running cluster of two worker processes; its address."""
-    with cluster._local(2) as running:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0,
+                                  dashboard_address="127.0.0.1:0") as running:
         yield running.scheduler_address
 
 
@@ -89,9 +91,9 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
     assert main([*words, str(there), "--scheduler", dask], folder) == 0
     killer.join()
     said = capsys.readouterr().out
-    assert "2 Dask workers, none with a GPU" in said and "3 done, 0 unchanged" in said
+    assert "2 Dask workers, without GPUs" in said and "3 done, 0 unchanged" in said
     assert "going on at step 3 of 6" in (there / "smoke/logs/03_stage1-te-s0.log").read_text()
-    assert not list(there.rglob(".cluster-*"))  # the marker is gone
+    assert not list(there.rglob(".signal-*"))
     assert main([*words, str(here), "--jobs", "1"], folder) == 0
     # weights carry the digest of their content in their names, so these are compared too
     assert files(there) == files(here)
@@ -101,22 +103,24 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
 
 
 def test_a_stop_ends_the_notebook_on_its_worker(tmp_path, folder, dask):
-    """Planted fault: the marker is left, and the notebook runs on."""
-    beacon, log = tmp_path / "kernel", tmp_path / "logs/01.log"
+    """Planted fault: the signal is left, and the notebook runs on."""
+    beacon = tmp_path / "kernel"
     write_notebook(folder, "01_dataset", "import os, pathlib, time",
                    f"pathlib.Path({str(beacon)!r}).write_text(str(os.getpid()))",
                    "time.sleep(1000)")
-    request = execute.Request(
-        str(folder / "01_dataset.ipynb"), str(tmp_path / "done.ipynb"),
-        str(tmp_path / "failed.ipynb"), "", {"preset": "smoke", "overrides": "", "results": ""})
-    stop = threading.Event()
-    threading.Thread(target=lambda: (wait_for(beacon), stop.set()), daemon=True).start()
-    with cluster.connect(tmp_path, folder, dask, say=lambda text: None) as pool:
-        assert pool.launch(request, log, 1, stop).status == "stopped"
-        kernel, until = int(beacon.read_text()), time.monotonic() + 20
-        while time.monotonic() < until and psutil.pid_exists(kernel):
-            time.sleep(0.1)
-        assert not psutil.pid_exists(kernel)
+    made = pipeline.plan(choose(results=str(tmp_path)), "01", folder=folder)
+
+    def interrupt() -> None:
+        wait_for(beacon)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(made, 0, print, scheduler=dask)
+    kernel, until = int(beacon.read_text()), time.monotonic() + 20
+    while time.monotonic() < until and psutil.pid_exists(kernel):
+        time.sleep(0.1)
+    assert not psutil.pid_exists(kernel) and not list(tmp_path.rglob(".signal-*"))
 
 
 def test_every_notebook_gets_a_gpu_of_its_own(tmp_path, folder, monkeypatch, capsys):
@@ -129,25 +133,23 @@ place = pathlib.Path({str(tmp_path)!r})
 until = time.monotonic() + 100
 while len(list(place.glob("*.device"))) < 2 and time.monotonic() < until:
     time.sleep(0.1)""")
-    words = ["--notebooks", "03", "--variants", "sc,te", "--workers", "2"]
+    words = ["--notebooks", "03", "--variants", "sc,te"]
     assert main([*words, "--results", str(tmp_path / "results")], folder) == 0
-    assert "2 Dask workers, 2 with a GPU" in capsys.readouterr().out
+    assert "2 at a time" in capsys.readouterr().out
     assert sorted(path.read_text() for path in tmp_path.glob("*.device")) == ["0", "1"]
 
 
-def refused(connect) -> str:
-    """The one line with which something is refused."""
-    with pytest.raises(SettingsError) as caught, connect:
-        pass
+def refused(tmp_path: Path, folder: Path, address: str) -> str:
+    """The one line with which a cluster is refused."""
+    made = pipeline.plan(choose(results=str(tmp_path / "results")), folder=folder)
+    with pytest.raises(SettingsError) as caught:
+        pipeline.run(made, say=lambda text: None, scheduler=address)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_worker_that_could_not_work_is_named(tmp_path, folder, dask, monkeypatch):
-    """Planted faults: each of the three not looked at."""
-    def connect():
-        return cluster.connect(tmp_path / "results/smoke", folder, dask)
-
+    """Planted faults: each of these not looked at."""
     def hide():
         sys.hidden = {name: sys.modules.pop(name) for name in list(sys.modules)
                       if name.split(".")[0] == "tevq"}
@@ -159,44 +161,47 @@ def test_a_worker_that_could_not_work_is_named(tmp_path, folder, dask, monkeypat
 
     with distributed.Client(dask) as client:
         client.run(hide)
-        assert "cannot import tevq" in refused(connect())
+        said = refused(tmp_path, folder, dask)
+        assert said.startswith("worker tcp://127.0.0.1:") and "tevq" in said
         client.run(show)
-    monkeypatch.setattr(cluster, "SHARE_SECONDS", 0.5)
-    monkeypatch.setattr(cluster, "_marker",
-                        lambda home: contextlib.nullcontext(tmp_path / "elsewhere/logs/marker"))
-    assert f"does not see {tmp_path / 'elsewhere/logs'}" in refused(connect())
-    monkeypatch.undo()
-    monkeypatch.setattr(cluster, "code", lambda: "other")
-    assert "has another version of tevq" in refused(connect())
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "code_digest", lambda: "other")
+        assert "has another version of tevq" in refused(tmp_path, folder, dask)
 
 
-def test_a_worker_with_many_threads_is_refused(tmp_path):
-    """Planted fault: taken, so that a machine runs as many notebooks at once as it has cores."""
-    class Client:
-        def run_on_scheduler(self, function):
-            return {"tcp://a:1": (16, {})}
+def test_a_worker_without_the_folder_is_refused(tmp_path, folder, monkeypatch):
+    """Planted fault: not looked at; every notebook then fails."""
+    monkeypatch.setattr(cluster, "SHARE_SECONDS", 0.2)
+    worker = SimpleNamespace(state=SimpleNamespace(nthreads=1))
+    code, lost = cluster.code_digest(), tmp_path / "lost/.signal"
+    assert f"does not see {lost.parent}" in cluster._complaint(lost, folder, code, worker)
+    assert "the repository must have" in cluster._complaint(lost, tmp_path / "lost", code, worker)
+    worker.state.nthreads = 16
+    assert "has 16 threads" in cluster._complaint(lost, folder, code, worker)
 
-    with pytest.raises(SettingsError, match="tcp://a:1 has 16 threads .* --nthreads 1"):
-        cluster._check(Client(), tmp_path, tmp_path)
 
-
-def test_a_late_worker_without_the_folder_fails_its_notebook_only(tmp_path):
+def test_a_late_worker_without_the_folder_fails_its_notebook_only(tmp_path, monkeypatch):
     """Planted fault: not looked at."""
-    request = execute.Request("a.ipynb", "b.ipynb", "c.ipynb", "", {})
-    found = cluster.work(request, tmp_path / "a.log", 1, tmp_path / "gone/marker")
-    assert found.status == "failed" and f"does not see {tmp_path / 'gone'}" in found.error
+    monkeypatch.setattr(distributed, "get_worker", lambda: None)
+    request = execute.Request("a.ipynb", "b.ipynb", "c.ipynb", "", {}, {})
+    job = cluster.Job("01", request, tmp_path / "a.log", tmp_path / "gone/signal", {}, 0.0, 1, [])
+    found = cluster.work(job)
+    assert found.status == "failed" and f"does not see {tmp_path / 'gone'}" in found.text
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("words", "says"), [
     ("--scheduler tcp://127.0.0.1:1", "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
     ("--scheduler nonsense://a", "no Dask scheduler answers at 'nonsense://a'"),
-    ("--workers -1", "--workers -1 is not allowed"),
-    ("--workers 2 --slurm a.yaml", "exclude each other"),
+    ("--jobs 2 --slurm a.yaml", "exclude each other"),
     ("--slurm missing.yaml", "--slurm missing.yaml: No such file"),
     ("--slurm bad.yaml", "is not YAML"),
     ("--slurm empty.yaml", "must hold the number of jobs"),
     ("--slurm slurm.yaml", "needs sbatch"),
+    ("--slurm time.yaml", "walltime: 43200 is no text such as '08:00:00'"),
+    ("--slurm threads.yaml", "cores and processes must be equal"),
+    ("--slurm words.yaml", "jobs: 'two' is not a whole number from 1"),
+    ("--slurm memory.yaml", "memory: 16 is no text such as 16GB"),
 ])
 def test_wrong_input_is_one_line_and_code_2(words, says, tmp_path, folder, monkeypatch, capsys):
     """Planted fault: the error of Dask or of the YAML reader passed on."""
@@ -205,21 +210,21 @@ def test_wrong_input_is_one_line_and_code_2(words, says, tmp_path, folder, monke
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     Path("bad.yaml").write_text("jobs: [1\n")
     Path("empty.yaml").write_text("cores: 1\n")
+    for name, text in {"time": "walltime: 12:00:00", "threads": "processes: 2",
+                       "words": "jobs: two", "memory": "memory: 16"}.items():
+        Path(f"{name}.yaml").write_text(f"jobs: 1\ncores: 1\nmemory: 1GB\n{text}\n")
     Path("slurm.yaml").write_text("{jobs: 1, cores: 1, memory: 1GB}\n")
     assert main([*words.split(), "--results", str(tmp_path / "results")], folder) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("flag", "package"), [
-    ("--workers=2", "distributed"), ("--slurm=a.yaml", "dask_jobqueue")])
-def test_without_dask_one_line_says_what_to_install(tmp_path, folder, monkeypatch, capsys, flag,
-                                                    package):
+def test_without_dask_jobqueue_one_line_says_what_to_install(tmp_path, folder, monkeypatch, capsys):
     """Planted fault: a traceback of an ImportError."""
-    monkeypatch.setitem(sys.modules, package, None)
-    assert main([flag, "--results", str(tmp_path / "results")], folder) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["--slurm=a.yaml", "--results", str(tmp_path / "results")], folder) == 2
     err = capsys.readouterr().err
-    assert f"needs the package {package}" in err and "pip install -e .[cluster]" in err
+    assert "needs the package dask_jobqueue" in err and "pip install -e .[cluster]" in err
     assert err.count("\n") == 1
 
 
@@ -251,13 +256,14 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm_jobs_are_workers(tmp_path, folder, slurm, capsys):
     """Planted fault: no job is ever asked for."""
     Path("slurm.yaml").write_text(json.dumps({
-        "jobs": 1, "cores": 1, "memory": "1GB", "job_extra_directives": ["--gres=gpu:1"],
+        "jobs": 1, "cores": 1, "memory": "1GB", "walltime": "00:10:00",
+        "job_extra_directives": ["--gres=gpu:1"],
         "worker_extra_args": ["--resources", "GPU=1"],
         "scheduler_options": {"host": "127.0.0.1", "dashboard": False}}))
     words = ["--notebooks", "01", "--slurm", "slurm.yaml", "--results", str(tmp_path / "results")]
     assert main(words, folder) == 0, (tmp_path / "job.log").read_text()
     said = capsys.readouterr().out
-    assert "asked Slurm for 1 jobs" in said and "1 Dask workers, 1 with a GPU" in said
+    assert "asked Slurm for 1 jobs" in said and "1 Dask workers, with GPUs" in said
     assert "#SBATCH --gres=gpu:1" in (tmp_path / "job").read_text()
 
 

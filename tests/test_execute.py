@@ -1,20 +1,25 @@
-"""Executing notebooks for real: rendered pages, failures, a stop, a kernel that does not start."""
+"""Executing notebooks for real: rendered pages, failures, a stop, the user's own settings."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fakes import write_all, write_notebook
 
-from tevq import execute, graph
+from tevq import execute, pipeline
 from tevq.__main__ import main
+from tevq.config import ROOT
+from tevq.grid import choose
 
 
 @pytest.fixture
@@ -22,41 +27,18 @@ def folder(tmp_path: Path) -> Path:
     return write_all(tmp_path / "notebooks")
 
 
-def test_a_kernel_that_does_not_start_is_tried_again(monkeypatch, tmp_path, capsys):
-    import papermill
-
-    calls = []
-
-    def flaky(*words, **more):
-        calls.append(more["config"].KernelManager.ip)
-        if len(calls) < 3:
-            raise RuntimeError("Kernel didn't respond in 120 seconds")
-        return "executed"
-
-    monkeypatch.setattr(papermill, "execute_notebook", flaky)
-    request = execute.Request("a.ipynb", "b.ipynb", str(tmp_path / "c.ipynb"), "title", {})
-    assert execute._execute(request) == "executed"
-    assert len(set(calls)) == 3 and capsys.readouterr().out.count("trying again") == 2
-    # not once a cell has run: training would start over
-    calls.clear()
-    cells = [{"metadata": {"papermill": {"status": "completed"}}}]
-    (tmp_path / "c.ipynb").write_text(json.dumps({"cells": cells}))
-    with pytest.raises(RuntimeError):
-        execute._execute(request)
-
-
 @pytest.mark.promise("grid")
 def test_real_notebooks_good_and_bad(tmp_path, folder, capsys):
-    """01 is rendered; 02 sets a name that is no parameter; the kernel of 05 dies."""
+    """01 is rendered; a cell of 02 fails; the kernel of 05 dies."""
     write_notebook(folder, "01_dataset", "print(settings := study.settings.preset, 'is in')")
-    path = folder / "02_aliasing.ipynb"
-    path.write_text(path.read_text().replace("preset = 'smoke'", "preset = 'smoke'\\nprset = 1"))
+    write_notebook(folder, "02_aliasing", "from tevq import presets",
+                   "presets.load('smoke', 'tt')")
     write_notebook(folder, "05_evaluation", "import os\nos.kill(os.getpid(), 9)")
     words = ["--notebooks", "01,02,05", "--variants", "te", "--results", str(tmp_path / "results")]
     assert main(words, folder) == 1
     said = capsys.readouterr().out
     assert "1 done, 0 unchanged, 2 failed" in said and "05_evaluation: the kernel died" in said
-    assert "failed: 02_aliasing: In [3]: SettingsError: unknown parameter of 02_aliasing" in said
+    assert "failed: 02_aliasing: In [5]: SettingsError: unknown variant 'tt'" in said
     home = tmp_path / "results/smoke"
     assert not list(home.glob("notebooks/02*")) and (home / "logs/02_aliasing.ipynb").exists()
     copy = json.loads((home / "notebooks/01_dataset.ipynb").read_text())
@@ -76,8 +58,8 @@ def test_ctrl_c_ends_the_children_and_says_how_to_go_on(tmp_path, folder):
     program = ("import sys; from pathlib import Path; from tevq.__main__ import main;"
                f"sys.exit(main(sys.argv[1:], Path({str(folder)!r})))")
     words = ["--notebooks", "01", "--results", str(tmp_path / "results")]
-    child = subprocess.Popen([sys.executable, "-c", program, *words], cwd=graph.ROOT,
-                             env=execute.environment(0), stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", program, *words], cwd=ROOT,
+                             env=execute.environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (beacon.exists() and beacon.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -99,16 +81,127 @@ def _alive(process: int) -> bool:
     return True
 
 
+def request(folder: Path, home: Path, **variables: str) -> execute.Request:
+    """A request for notebook 01."""
+    values = {"preset": "smoke", "overrides": "", "results": ""}
+    return execute.Request(str(folder / "01_dataset.ipynb"), str(home / "done.ipynb"),
+                           str(home / "failed.ipynb"), "title", values, variables)
+
+
+def launch(folder: Path, home: Path, **variables: str) -> execute.Outcome:
+    return execute.launch(request(folder, home, **variables), home / "log.txt", lambda: False)
+
+
 @pytest.mark.promise("grid")
 def test_a_notebook_that_stands_still_is_ended(tmp_path, folder, monkeypatch):
-    """Planted fault: no watch; a lost message of the kernel then hangs the whole study."""
-    import threading
-
+    """Planted fault: no watch; a lost message of the kernel then hangs the whole command."""
     monkeypatch.setattr(execute, "STALL_SECONDS", 8)
     write_notebook(folder, "01_dataset", "import threading\nthreading.Event().wait(300)")
-    paths = [tmp_path / name for name in ("done.ipynb", "failed.ipynb", "log.txt")]
-    request = execute.Request(str(folder / "01_dataset.ipynb"), str(paths[0]), str(paths[1]), "",
-                              {"preset": "smoke", "overrides": "", "results": ""})
-    outcome = execute.launch(request, paths[2], 1, threading.Event())
-    assert outcome.status == "failed" and "stood still" in outcome.error
-    assert outcome.seconds < 120 and not paths[0].exists()
+    outcome = launch(folder, tmp_path)
+    assert outcome.status == "failed" and "stood still" in outcome.text
+    assert outcome.seconds < 120 and not (tmp_path / "done.ipynb").exists()
+
+
+@pytest.mark.promise("grid")
+def test_nothing_of_the_user_reaches_a_kernel(tmp_path, folder, monkeypatch):
+    """Planted faults: any one of the variables passed on; sockets in a long TMPDIR; text in the
+    encoding of the locale; the current folder searched for modules; another Python's kernel."""
+    def write(path: Path, text: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    user, long = tmp_path / "user", tmp_path / ("long" * 20)
+    long.mkdir()
+    startup = "variant = 'leaked'\nleaked = 1\n"
+    write(user / "ipython/profile_default/startup/00.py", startup)
+    write(user / "config/jupyter_config.json", "no json")
+    wrong = json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"})
+    write(user / "data/kernels/python3/kernel.json", wrong)
+    write(user / "data/nbconvert/templates/lab/index.html.j2", "leaked")
+    write(user / "here/random.py", "raise ValueError('leaked')")
+    write(user / "matplotlib/matplotlibrc", "lines.linewidth: 77\n")
+    for name, value in {
+            "IPYTHONDIR": user / "ipython", "JUPYTER_PATH": user / "data",
+            "JUPYTER_DATA_DIR": user / "data", "JUPYTER_CONFIG_DIR": user / "config",
+            "PYTHONSTARTUP": write(user / "startup.py", startup), "MPLBACKEND": "no_such",
+            "MPLCONFIGDIR": user / "matplotlib", "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error",
+            "TMPDIR": long, "LANG": "C", "LC_ALL": "POSIX", "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii", "PIP_USER": "1"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("tempfile.tempdir", None)  # looked up again
+    monkeypatch.chdir(user / "here")
+    write_notebook(
+        folder, "01_dataset", "import random, sys, pathlib",
+        "print('→', 'leaked' in globals(), 'variant' in globals(), sys.executable)",
+        "pathlib.Path('text').write_text('→')\nassert pathlib.Path('text').read_bytes() != b'?'",
+        "from matplotlib import pyplot\npyplot.figure()\nprint(random.__file__)",
+        "print('width', pyplot.rcParams['lines.linewidth'], 'debug', __debug__)")
+    outcome = launch(folder, tmp_path)
+    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert outcome.status == "done" and not outcome.text, said
+    assert f"→ False False {sys.executable}" in said and "here/random.py" not in said
+    assert "width 1.5 debug True" in said
+    page = (tmp_path / "done.html").read_text(encoding="utf-8")
+    assert "→" in page and "<math" in page
+
+
+def test_a_random_py_in_the_current_folder_is_not_taken_for_the_module(tmp_path, folder):
+    """Planted fault: the current folder first in the search path of children."""
+    (tmp_path / "random.py").write_text("raise ValueError('leaked')")
+    words = [sys.executable, "-m", "tevq", "--dry-run"]
+    if sys.version_info < (3, 11):
+        pytest.skip("older Pythons search the current folder first")
+    subprocess.run(words, cwd=tmp_path, env=execute.environment(), check=True)
+
+
+FAULTS = {
+    "write_page": (0, "done", "no web page: ValueError: told so"),
+    "_write": (1, "failed", "ValueError: told so"),
+}
+
+
+@pytest.mark.parametrize("step", FAULTS)
+def test_writing_and_rendering_fail_apart(step, tmp_path, folder, monkeypatch, capsys):
+    """Planted faults: the last line of a traceback for a reason; an executed notebook lost."""
+    def fail(*words):
+        raise ValueError("told\n  so")
+
+    monkeypatch.setattr(execute, step, fail)
+    monkeypatch.setattr(execute, "_follow_parent", lambda parent: None)
+    for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
+                 "IPYTHONDIR", "MATPLOTLIBRC"):
+        monkeypatch.setenv(name, "")  # so that they are put back
+    (tmp_path / "done.html").write_text("of an earlier copy")
+    monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(request(folder, tmp_path))),
+                                      tempfile.mkdtemp(prefix="tevq-")])
+    code, status, text = FAULTS[step]
+    assert execute.main() == code
+    assert capsys.readouterr().out.strip().split("\n")[-1] == text
+    kept = tmp_path / ("done.ipynb" if status == "done" else "failed.ipynb")
+    assert json.loads(kept.read_text())["cells"] and not (tmp_path / "done.html").exists()
+
+
+def test_a_page_that_could_not_be_written_is_tried_again(tmp_path, folder, monkeypatch):
+    """Planted fault: nine minutes of work called a failure."""
+    def launch(request, log, stopped, threads):
+        Path(request.target).parent.mkdir()
+        Path(request.target).write_text("{}")
+        return execute.Outcome("done", 1.0, "no web page: ValueError: told so")
+
+    monkeypatch.setattr(execute, "launch", launch)
+    grid, said = choose(results=str(tmp_path / "results")), []
+    assert pipeline.run(pipeline.plan(grid, "01", folder=folder), 1, said.append) == 0
+    assert "done 01_dataset after 1 s: no web page: ValueError: told so; 1 of 1" in said
+    again = pipeline.plan(grid, "01", folder=folder)
+    assert "01_dataset.html is missing" in again.reasons["01_dataset"]
+
+
+def test_formulas_become_mathml_and_code_does_not():
+    text = execute.mathml(r"a $x_i^*$ b `$y$` \$5 $$\frac{1}{K^2}$$" "\n```\n$z$\n```")
+    assert text.count("<math") == 2 and "`$y$`" in text and r"\$5" in text and "\n$z$\n" in text
+    assert "_" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "*" not in text  # either would start emphasis in Markdown
+    for unknown in (r"$\begin{nosuch}$", r"$\nosuch x$"):
+        assert execute.mathml(unknown) == unknown
+    assert "\\" not in execute.mathml(r"$\arg\min_j$")

@@ -20,6 +20,7 @@ LAYERS = (("config", "presets", "grid"), ("runs",), ("data",), ("models",), ("ev
 BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first layer
 # On top: they import what they like, and no layer imports them. Values: who may import them.
 TOP = {"bench": set(), "pipeline": {"__main__", "notebook"}, "pretrained": {"__main__"},
+       "cluster": {"pipeline"}, "execute": {"pipeline", "cluster"},
        "notebook": set(), "__main__": set(), "__init__": set()}
 PAPER = ("models/quantizer", "models/vqgan", "models/losses", "models/transformer",
          "train/stage1", "train/stage2")

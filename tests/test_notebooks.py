@@ -22,11 +22,12 @@ from typing import Any
 import check
 import papermill
 import pytest
+from fakes import parameters_cell, parameters_of, read
 from papermill.exceptions import PapermillExecutionError
 
-from tevq import notebook, presets, webpage
+from tevq import notebook, presets
 from tevq.config import SettingsError
-from tevq.graph import FOLDER, NOTEBOOKS, parameters_cell, parameters_of, read
+from tevq.pipeline import FOLDER, NOTEBOOKS
 
 STRIP = [sys.executable, "-m", "nbstripout", "--keep-id", "--extra-keys", "metadata.language_info"]
 SETUP = '''\
@@ -192,16 +193,6 @@ def test_tiny_copies_start_with_the_tiny_settings(tmp_path: Path):
         assert "variants" not in values or grid.variants == ("sc", "te") and grid.seeds == (0,)
         checked = [cell for cell in book["cells"] if CHECKED in cell["metadata"].get("tags", [])]
         assert checked and all(cell["outputs"] and cell["execution_count"] for cell in checked)
-
-
-def test_formulas_become_mathml_and_code_does_not():
-    text = webpage.mathml(r"a $x_i^*$ b `$y$` \$5 $$\frac{1}{K^2}$$" "\n```\n$z$\n```")
-    assert text.count("<math") == 2 and "`$y$`" in text and r"\$5" in text and "\n$z$\n" in text
-    assert "_" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    assert "*" not in text  # either would start emphasis in Markdown
-    for unknown in (r"$\begin{nosuch}$", r"$\nosuch x$"):
-        assert webpage.mathml(unknown) == unknown
-    assert "\\" not in webpage.mathml(r"$\arg\min_j$")
 
 
 def test_source_on_display(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,9 +11,12 @@ from pathlib import Path
 import pytest
 from fakes import write_all, write_notebook
 
-from tevq import execute, graph, pipeline
+from tevq import cluster, execute, pipeline
 from tevq.__main__ import main
+from tevq.config import LOCAL, PUBLISHED, ROOT
 from tevq.grid import FRACTION, choose
+from tevq.runs import devices
+from tevq.runs.run import Run, open_run
 
 
 @pytest.fixture
@@ -19,16 +24,22 @@ def folder(tmp_path: Path) -> Path:
     return write_all(tmp_path / "notebooks")
 
 
+def finish(request: execute.Request) -> Path:
+    """What a finished notebook leaves."""
+    target = Path(request.target)
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("{}")
+    target.with_suffix(".html").write_text("")
+    return target
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Executions are pretended: the list of labels that were started."""
     labels: list[str] = []
 
-    def launch(request, log, threads, stop):
-        target = Path(request.target)
-        labels.append(target.stem)
-        target.write_text("{}")
-        target.with_suffix(".html").write_text("")
+    def launch(request, log, stopped, threads):
+        labels.append(finish(request).stem)
         return execute.Outcome("done", 1.0)
 
     monkeypatch.setattr(execute, "launch", launch)
@@ -44,52 +55,53 @@ def run(made: pipeline.Plan) -> int:
 
 
 def test_every_node_comes_after_those_it_needs():
-    nodes = graph.build(choose("gpu", tables="1,2,3"))
+    nodes = pipeline.build(choose("gpu", tables="1,2,3"))
     labels = [node.label for node in nodes]
     assert len(labels) == len(set(labels))
     for place, node in enumerate(nodes):
         assert set(node.needs) <= set(labels[:place])
     assert nodes[0].label == "01_dataset" and nodes[-2].notebook == "06_discussion"
     # 5 variants x 3 seeds through both stages; Tables 2 and 3 add sc and te at every seed
-    counts = {name: sum(node.notebook == name for node in nodes) for name in graph.NOTEBOOKS}
+    counts = {name: sum(node.notebook == name for node in nodes) for name in pipeline.NOTEBOOKS}
     assert counts["03_stage1"] == 15 + 6 and counts["04_stage2"] == 15 + 6
 
 
 def test_benchmarks_run_alone_and_on_request_only():
-    nodes = graph.build(choose("smoke"))
-    assert "07_benchmarks" not in {node.label for node in graph.select(nodes, "")}
-    assert [node.label for node in graph.select(nodes, "07")] == ["07_benchmarks"]
-    widths = graph.width(nodes)
+    nodes = pipeline.build(choose("smoke"))
+    assert "07_benchmarks" not in {node.label for node in pipeline.select(nodes, "")}
+    assert [node.label for node in pipeline.select(nodes, "07")] == ["07_benchmarks"]
+    widths = pipeline.width(nodes)
     assert widths["07_benchmarks"] == 1 and widths["01_dataset"] == 1
 
 
 def test_tables_add_their_nodes():
-    nodes = {n.label: n for n in graph.build(choose("gpu", "mb,te", "7", "2,3"))}
+    nodes = {n.label: n for n in pipeline.build(choose("gpu", "mb,te", "7", "2,3"))}
     third, other = nodes["04_stage2-te-s7-0.33"], nodes["03_stage1-te-s7-fashion"]
     assert third.parameters["fraction"] == FRACTION and third.needs == ("03_stage1-te-s7",)
     assert third.settings[0].stage2.fraction == FRACTION
     assert other.parameters["source"] == other.settings[0].data.source == "fashion"
     assert {third.label, other.label} <= set(nodes["05_evaluation"].needs)
     assert not any("mb" in label and label.endswith(("0.33", "fashion")) for label in nodes)
-    assert not any("fashion" in node.label for node in graph.build(choose("smoke", tables="3")))
+    assert not any("fashion" in node.label for node in pipeline.build(choose("smoke", tables="3")))
     assert not any("stride" in label for label in nodes)
 
 
 def test_table_4_adds_both_stages_at_its_stride():
-    nodes = {n.label: n for n in graph.build(choose("gpu", "mb,te", "7", "4", {"stage2.lr": 0.1}))}
+    chosen = choose("gpu", "mb,te", "7", "4", {"stage2.lr": 0.1})
+    nodes = {n.label: n for n in pipeline.build(chosen)}
     first, second = nodes["03_stage1-te-s7-stride8"], nodes["04_stage2-te-s7-stride8"]
     for node in (first, second):
         assert node.parameters["overrides"] == {"stage2.lr": 0.1, "stage1.stride": 8}
         assert node.settings[0].stage1.stride == 8 and node.settings[0].stage2.lr == 0.1
     assert second.needs == (first.label,) and second.label in nodes["05_evaluation"].needs
     assert "03_stage1-mb-s7-stride8" not in nodes
-    already = graph.build(choose("gpu", "te", "7", "4", {"stage1.stride": 8}))
+    already = pipeline.build(choose("gpu", "te", "7", "4", {"stage1.stride": 8}))
     assert not any("stride" in node.label for node in already)
 
 
 def test_threads_do_not_depend_on_what_is_skipped():
-    nodes = graph.build(choose(variants="sc,te", tables="1"))
-    widths = graph.width(nodes)
+    nodes = pipeline.build(choose(variants="sc,te", tables="1"))
+    widths = pipeline.width(nodes)
     assert widths["01_dataset"] == widths["05_evaluation"] == 1
     assert widths["03_stage1-sc-s0"] == 2 and widths["04_stage2-te-s0"] == 3  # 02 beside the 04s
 
@@ -137,10 +149,10 @@ def test_missing_outputs_run_again(tmp_path, folder, launched):
 
 
 def test_results_a_notebook_wrote_are_looked_after(tmp_path, folder, monkeypatch):
-    def launch(request, log, threads, stop):
-        Path(request.target).write_text("{}")
-        Path(request.target).with_suffix(".html").write_text("")
-        (Path(request.target).parent.parent / "tables/table1.csv").write_text("a\n")
+    def launch(request, log, stopped, threads):
+        table = finish(request).parent.parent / "tables/table1.csv"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text("a\n")
         return execute.Outcome("done")
 
     monkeypatch.setattr(execute, "launch", launch)
@@ -149,56 +161,96 @@ def test_results_a_notebook_wrote_are_looked_after(tmp_path, folder, monkeypatch
     assert "table1.csv is missing" in why(tmp_path, folder, "05_evaluation")
 
 
-def test_a_change_of_imported_code_is_seen(monkeypatch, tmp_path):
-    package = tmp_path / "tevq"
-    package.mkdir()
-    (package / "scenes.py").write_text("from tevq.data.source import x\n")
-    (package / "items.py").write_text("x = 1\n")
-    (package / "vqgan.py").write_text("y = 1\n")
-    monkeypatch.setattr(graph, "__file__", str(package / "graph.py"))
-    book = {"cells": [{"cell_type": "code", "source": "from tevq import scenes"}]}
-    before = graph.code_digest(book)
-    (package / "vqgan.py").write_text("y = 2\n")
-    assert graph.code_digest(book) == before
-    (package / "items.py").write_text("x = 2\n")
-    assert graph.code_digest(book) != before
+def test_a_change_of_any_source_is_seen(monkeypatch, tmp_path):
+    """Planted fault: `glob`, which passes over subfolders."""
+    place = tmp_path / "tevq/models/vqgan.py"
+    place.parent.mkdir(parents=True)
+    monkeypatch.setattr(cluster, "ROOT", tmp_path)
+    place.write_text("y = 1\n")
+    before = cluster.code_digest()
+    assert cluster.code_digest() == before
+    place.write_text("y = 2\n")
+    assert cluster.code_digest() != before
 
 
 @pytest.mark.promise("grid")
-def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder):
+def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder, monkeypatch):
     """Planted fault: a node runs although one that it needs has failed."""
     made = pipeline.plan(grid(tmp_path), folder=folder)
     said, order = [], []
 
-    def start(node: graph.Node, stop: threading.Event) -> execute.Outcome:
-        order.append(node.label)
-        failing = node.label == "04_stage2-sc-s0"
-        return execute.Outcome("failed" if failing else "done", 1.0, "In [3]: KeyError: 'a'")
+    def launch(request, log, stopped, threads) -> execute.Outcome:
+        order.append(log.stem)
+        if log.stem != "04_stage2-sc-s0":
+            finish(request)
+            return execute.Outcome("done", 1.0)
+        return execute.Outcome("failed", 1.0, "In [3]: KeyError: 'a'")
 
-    assert pipeline.run(made, jobs=2, say=said.append, start=start) == 1
+    monkeypatch.setattr(execute, "launch", launch)
+    assert pipeline.run(made, jobs=2, say=said.append) == 1
     assert set(order) == {n.label for n in made.nodes} - {"05_evaluation", "06_discussion"}
     assert order.index("04_stage2-te-s0") > order.index("03_stage1-te-s0")
     summary = said[-1]
     assert "failed: 04_stage2-sc-s0: In [3]: KeyError: 'a'" in summary
     assert "04_stage2-sc-s0.log" in summary and "results/smoke/notebooks/*.html" in summary
     assert "need a failed one: 05_evaluation, 06_discussion" in summary
+    assert any(line.startswith("started 01_dataset, log ") for line in said)
+    assert "failed 04_stage2-sc-s0 after 1 s: In [3]: KeyError: 'a'; " in "\n".join(said)
+    assert "; 1 of 8, about " in "\n".join(said)
+    # the next run does only what is missing
+    assert {n.label for n in pipeline.plan(grid(tmp_path), folder=folder).to_run} == {
+        "04_stage2-sc-s0", "05_evaluation", "06_discussion"}
 
 
-def test_never_more_side_by_side_than_asked(tmp_path, folder):
+def test_an_error_of_a_worker_is_a_failure_of_its_notebook(tmp_path, folder, monkeypatch):
+    """Planted fault: the error ends the command."""
+    def launch(request, log, stopped, threads):
+        raise ValueError("no such thing") if log.stem == "01_dataset" else AssertionError
+
+    monkeypatch.setattr(execute, "launch", launch)
+    said = []
+    assert pipeline.run(pipeline.plan(grid(tmp_path), "01,03", folder=folder), 2, said.append) == 1
+    assert "failed: 01_dataset: ValueError: no such thing" in said[-1]
+    assert "need a failed one: 03_stage1-sc-s0, 03_stage1-te-s0" in said[-1]
+
+
+def test_as_many_side_by_side_as_asked(tmp_path, folder, monkeypatch):
     made = pipeline.plan(grid(tmp_path, "mb,mp,cb,sc,te"), folder=folder)
     lock, now, most = threading.Lock(), [0], [0]
 
-    def start(node: graph.Node, stop: threading.Event) -> execute.Outcome:
+    def launch(request, log, stopped, threads) -> execute.Outcome:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.02)
+        time.sleep(1.5)  # Dask takes a moment to move what waits to an idle worker
         with lock:
             now[0] -= 1
         return execute.Outcome("done")
 
-    pipeline.run(made, jobs=3, say=lambda text: None, start=start)
+    monkeypatch.setattr(execute, "launch", launch)
+    pipeline.run(made, jobs=3, say=lambda text: None)
     assert most[0] == 3
+
+
+def test_nothing_to_run_starts_no_cluster(tmp_path, folder, launched, monkeypatch):
+    """Planted fault: a cluster for an empty plan, which costs seconds."""
+    run(pipeline.plan(grid(tmp_path), folder=folder))
+    monkeypatch.setattr(cluster, "workers", None)
+    assert run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
+
+
+@pytest.mark.parametrize("words", ["--help", "--dry-run --preset laptop", "--notebooks 01"])
+def test_without_work_nothing_large_is_imported(words, tmp_path, folder, launched):
+    """Planted fault: torch imported for the names of run folders."""
+    results = tmp_path / "results"
+    run(pipeline.plan(grid(tmp_path, tables="1,2,3"), "01", folder=folder))
+    program = ("import sys; from pathlib import Path; from tevq.__main__ import main\n"
+               f"try: main({words.split()!r} + ['--results', {str(results)!r}], "
+               f"Path({str(folder)!r}))\nexcept SystemExit: pass\n"
+               "found = {'torch', 'distributed', 'papermill', 'pandas'} & set(sys.modules)\n"
+               "sys.exit(' '.join(found) or 0)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_dry_run_touches_nothing(tmp_path, folder, capsys):
@@ -236,13 +288,90 @@ def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
     assert err.count("\n") == 1 and out == ""
 
 
-@pytest.mark.promise("input")
-def test_a_renamed_parameter_is_refused_before_anything_runs(tmp_path, folder, capsys):
-    path = folder / "03_stage1.ipynb"
-    path.write_text(path.read_text().replace("variant =", "varient ="))
-    assert main(["--results", str(tmp_path / "results")], folder) == 2
-    assert "03_stage1 has no parameter variant" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
+def test_every_choice_has_a_folder_of_its_own(monkeypatch):
+    """Planted fault: the tables of two seeds over those of three."""
+    monkeypatch.delenv("TEVQ_RESULTS", raising=False)
+    assert choose("laptop").folder == LOCAL / "laptop"
+    assert choose("laptop", "sc,te", "0", "1").folder == LOCAL / "laptop-sc_te-s0"
+    assert choose("laptop", tables="1,2").folder == LOCAL / "laptop-t1_2"
+    one, other = (choose("laptop", overrides=f"stage2.steps={n}").folder for n in (7, 8))
+    assert one != other and one.parent == other.parent == LOCAL
+    assert choose("laptop", "te", results="elsewhere").folder == Path("elsewhere/laptop").resolve()
+    monkeypatch.setenv("TEVQ_RESULTS", str(PUBLISHED))  # as --publish does
+    assert choose("laptop", "te").folder == PUBLISHED / "laptop"
+
+
+def published(tmp_path, monkeypatch) -> dict[str, Run]:
+    """Finished runs in a published folder of their own: by kind, as another command finds them."""
+    from tevq import config, grid
+    from tevq.runs import run
+
+    for module in (config, grid, run):
+        monkeypatch.setattr(module, "PUBLISHED", tmp_path / "results", raising=False)
+        monkeypatch.setattr(module, "LOCAL", tmp_path / "results/local", raising=False)
+    monkeypatch.delenv("TEVQ_RESULTS", raising=False)
+    found = {}
+    for kind in ("classifier", "stage1", "quantizer"):
+        made = open_run(choose().settings, kind, tmp_path / "results")
+        made.finish({"seconds": 1.0}, None if kind == "quantizer" else {})
+        found[kind] = made
+    return found
+
+
+def test_finished_published_runs_are_found_and_never_written(tmp_path, monkeypatch):
+    """Planted faults: not looked for; written to; locked, in a folder that may be read-only."""
+    there, settings = published(tmp_path, monkeypatch), choose().settings
+    before = sorted(path for path in there["stage1"].folder.rglob("*"))
+    here = open_run(settings, "stage1")
+    assert here.has_weights and here.folder == there["stage1"].folder
+    with here.lock():
+        assert here.own == tmp_path / "results/local/smoke/runs" / there["stage1"].name
+    assert sorted(path for path in there["stage1"].folder.rglob("*")) == before
+    assert not open_run(settings, "stage1", tmp_path / "elsewhere").done
+    # numbers of published networks do not pass for those of networks that were trained here
+    assert open_run(settings, "quantizer").folder == there["quantizer"].folder
+    Run(here.own, here.config).finish({"seconds": 2.0}, {"a": 1})
+    assert open_run(settings, "stage1").summary()["seconds"] == 2
+    assert not open_run(settings, "quantizer").done
+
+
+def test_a_published_run_without_weights_is_trained_here(tmp_path, monkeypatch):
+    """Planted faults: its summary taken for a training; the training not seen by who waited."""
+    there, settings = published(tmp_path, monkeypatch), choose().settings
+    weights, = (there["stage1"].folder / "state").iterdir()
+    models = tmp_path / "results/smoke/models"
+    models.mkdir()
+    shipped = models / f"stage1-{there['stage1'].folder.name}.{weights.name.split('.', 1)[1]}"
+    weights.rename(shipped)
+    assert open_run(settings, "stage1").has_weights  # git keeps some
+    shipped.unlink()
+    one, other = open_run(settings, "stage1"), open_run(settings, "stage1")
+    assert one.done and not one.has_weights
+    with one.lock():
+        one.start(devices.detect("float32"))
+        one.finish({"seconds": 3.0}, {})
+    with other.lock():
+        assert other.has_weights and other.summary()["seconds"] == 3
+    assert there["stage1"].summary()["seconds"] == 1
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git clone")
+def test_a_command_changes_no_file_that_git_keeps(tmp_path):
+    """Planted fault: results/<preset> as the default."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--shared", ROOT, clone], check=True)
+    for path in ("tevq", "notebooks", ".gitignore"):  # as they are, committed or not
+        subprocess.run(["cp", "-r", ROOT / path, clone], check=True)
+    subprocess.run(["git", "-C", clone, "add", "-A"], check=True)
+    subprocess.run(["git", "-C", clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit",
+                    "-qm", "as it is", "--allow-empty"], check=True)
+    env = {k: v for k, v in execute.environment().items() if k != "TEVQ_RESULTS"}
+    env["PYTHONPATH"] = env["PYTHONPATH"].replace(str(ROOT), str(clone))
+    words = [sys.executable, "-m", "tevq", "--preset", "laptop", "--notebooks", "06"]
+    done = subprocess.run(words, cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "results/local/laptop/notebooks/06_discussion.html").exists()
+    assert not subprocess.check_output(["git", "-C", clone, "status", "--porcelain"])
 
 
 def test_durations():

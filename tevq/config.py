@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository in an editable installation
+PUBLISHED = ROOT / "results"  # the study of the repository: read by all, written by --publish only
+LOCAL = PUBLISHED / "local"  # where everything else is written; git ignores it
+FOLDER_VARIABLE = "TEVQ_FOLDER"  # set for kernels: the folder of the command that started them
 MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
@@ -313,5 +316,5 @@ def expand(path: str | Path, name: str = "folder") -> Path:
 
 
 def results_root(folder: str | Path | None = None) -> Path:
-    """`folder`, else $TEVQ_RESULTS, else `results/` of the repository."""
-    return expand(folder or os.environ.get("TEVQ_RESULTS") or ROOT / "results", "results folder")
+    """`folder`, else $TEVQ_RESULTS, else `results/local` of the repository."""
+    return expand(folder or os.environ.get("TEVQ_RESULTS") or LOCAL, "results folder")

@@ -5,6 +5,7 @@ The command line and the notebooks both build a `Grid`, so both understand the s
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +74,29 @@ class Grid:
 
     @property
     def folder(self) -> Path:
-        """`results/<preset>`; may not exist yet."""
-        return config.results_root(self.results or None) / self.preset
+        """Where tables, figures, notebooks and logs are written; may not exist yet.
+
+        `<results>/<preset>`. In `results/local` the name also says what differs from the preset, so
+        that no choice overwrites the tables of another one. (Runs are not written here: all choices
+        share those of `<results>/<preset>/runs`.)
+        """
+        if told := os.environ.get(config.FOLDER_VARIABLE):
+            return Path(told)
+        root, words = config.results_root(self.results), [self.preset]
+        if root == config.LOCAL:
+            own = presets.DEFAULTS[self.preset]
+            for letter, chosen, usual in zip(("", "s", "t"), (
+                    self.variants, self.seeds, self.tables), own, strict=True):
+                words += [letter + "_".join(map(str, chosen))] * (chosen != tuple(usual))
+            words += [config.digest(self.overrides)] * bool(self.overrides)
+        return root / "-".join(words)
+
+    def find(self, name: str) -> Path:
+        """A file or folder below `folder`, or the published one when there is none."""
+        own = self.folder / name
+        if config.results_root(self.results) != config.LOCAL or own.exists():
+            return own
+        return config.PUBLISHED / self.preset / name
 
     @property
     def figures(self) -> Path:

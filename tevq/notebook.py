@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tevq.config import SettingsError, unknown
-from tevq.graph import NOTEBOOKS
 from tevq.grid import Grid, choose
+from tevq.pipeline import NOTEBOOKS
 
 if TYPE_CHECKING:
     from pathlib import Path

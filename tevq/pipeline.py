@@ -1,49 +1,81 @@
-"""Executes the run graph: what is finished and unchanged is left alone, failures stay local.
+"""All notebooks of a grid, in order, each in a process of its own on a worker of Dask.
 
-Beside every executed notebook lies a record of what it was made from (`logs/<label>.json`), which
-decides whether it has to run again.
+    01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06
+
+Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source, Table 4
+adds both at the other stride. 07 stands alone and runs only when it is asked for.
+
+Beside every executed notebook lies a record of what it was made from (`logs/<label>.json`). What is
+finished and unchanged is left alone, and a failure stays with what needs it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import math
-import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tevq import execute, graph
-from tevq.config import SettingsError
-from tevq.graph import Node
-from tevq.grid import Grid
-from tevq.progress import UNFINISHED, duration, heartbeat, shorten, summary
-from tevq.runs import budget, lock
-from tevq.runs.storage import write_json
+from tevq import cluster, config, execute
+from tevq.config import Settings, SettingsError, digest
+from tevq.execute import Outcome, Request
+from tevq.grid import FRACTION, Grid
+from tevq.runs import budget
 
-HEARTBEAT_SECONDS = 60
+FOLDER = config.ROOT / "notebooks"
 CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
 STOP_SECONDS = execute.GRACE_SECONDS + 2  # before it ends: what still runs is told to stop
 
-Start = Callable[[Node, threading.Event], execute.Outcome]
-Launch = Callable[[execute.Request, Path, int, threading.Event], execute.Outcome]
+_ALL = {"preset": "smoke", "overrides": "", "results": ""}
+_LISTS = _ALL | {"variants": "", "seeds": "", "tables": ""}
+_ONE = _ALL | {"variant": "te", "seed": 0}
+# Parameters of every notebook with the defaults that its parameters cell holds
+NOTEBOOKS: dict[str, dict[str, Any]] = {
+    "01_dataset": _ALL,
+    "02_aliasing": _LISTS,
+    "03_stage1": _ONE | {"source": ""},
+    "04_stage2": _ONE | {"fraction": 1.0},
+    "05_evaluation": _LISTS,
+    "06_discussion": _LISTS,
+    "07_benchmarks": _ALL,
+}
+ON_REQUEST = "07_benchmarks"  # needs the machine to itself
+_TRAINING = ("data", "classifier", "stage1", "precision", "variant", "seed")
+# Settings that decide the outcome of a notebook, where these are not all of them
+DECIDING = {"01_dataset": ("data",), "03_stage1": _TRAINING, "04_stage2": (*_TRAINING, "stage2")}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One execution of one notebook."""
+
+    label: str  # names the executed copy, e.g. 03_stage1-te-s0
+    notebook: str
+    parameters: dict[str, Any]
+    settings: tuple[Settings, ...]  # what it depends on
+    needs: tuple[str, ...] = ()  # labels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The chosen nodes, why each has to run (empty: it need not), what it would be made from."""
+    """What has to run, and where."""
 
     grid: Grid
-    nodes: list[Node]
-    reasons: dict[str, str]
-    fingerprints: dict[str, dict[str, Any]]
+    nodes: list[Node]  # the chosen ones
+    reasons: dict[str, str]  # why each has to run; empty: it need not
+    made_from: dict[str, dict[str, Any]]  # what each would be made from
     widths: dict[str, int]
     folder: Path  # of the stored notebooks
-    made_at: float = field(default_factory=time.time)
+    home: Path  # what is written lies below
+    signal: Path  # see cluster.SIGNALS
+    planned: float  # when, in seconds since 1970
 
     @property
     def to_run(self) -> list[Node]:
@@ -52,230 +84,267 @@ class Plan:
 
     def copy(self, label: str) -> Path:
         """The executed notebook of a node; its web page lies beside it."""
-        return self.grid.folder / "notebooks" / f"{label}.ipynb"
+        return self.home / "notebooks" / f"{label}.ipynb"
 
     def log(self, label: str) -> Path:
-        """What a node printed."""
-        return self.grid.folder / "logs" / f"{label}.log"
+        """What a node printed; its record lies beside it."""
+        return self.home / "logs" / f"{label}.log"
 
 
-def plan(grid: Grid, notebooks: str = "", force: bool = False,
-         folder: Path = graph.FOLDER) -> Plan:
+def build(grid: Grid) -> list[Node]:
+    """All nodes of a grid, every node after those that it needs."""
+    nodes = [_node(grid, "01_dataset", "01_dataset", {}, (grid.settings,))]
+    for seed in grid.seeds:
+        for variant in grid.variants:
+            nodes += _trainings(grid, variant, seed)
+    first = [node.label for node in nodes if node.notebook == "03_stage1"]
+    for seed in grid.seeds:
+        for variant in grid.compared:
+            if grid.second_source:
+                nodes.append(_trainings(grid, variant, seed, source=grid.second_source)[0])
+                first.append(nodes[-1].label)
+            if 2 in grid.tables:
+                nodes.append(_trainings(grid, variant, seed, fraction=FRACTION)[1])
+            if 4 in grid.tables and grid.other_stride:
+                nodes += _trainings(grid, variant, seed, stride=grid.other_stride)
+    lists = {name: ",".join(map(str, getattr(grid, name)))
+             for name in ("variants", "seeds", "tables")}
+    for notebook, needs in (("02_aliasing", first),
+                            ("05_evaluation", [node.label for node in nodes[1:]]),
+                            ("06_discussion", ["02_aliasing", "05_evaluation"])):
+        nodes.append(_node(grid, notebook, notebook, lists, tuple(grid.cells), *needs))
+    return [*nodes, _node(grid, ON_REQUEST, ON_REQUEST, {}, (grid.settings,))]
+
+
+def _trainings(grid: Grid, variant: str, seed: int, source: str = "", fraction: float = 1.0,
+               stride: int = 0) -> list[Node]:
+    """Notebooks 03 and 04 of one cell; `source`, `fraction` and `stride` as in Tables 2 to 4."""
+    at = {"overrides": grid.overrides | {"stage1.stride": stride}} if stride else {}
+    own = {"variant": variant, "seed": seed} | at
+    words = "-".join(filter(None, (variant, f"s{seed}", source)))
+    tail = f"-stride{stride}" if stride else ""
+    third = f"-{fraction:.2f}" if fraction != 1 else ""
+    first = _node(grid, "03_stage1", f"03_stage1-{words}{tail}", own | {"source": source},
+                  (grid.cell(variant, seed, source, 1.0, stride),), "01_dataset")
+    return [first, _node(grid, "04_stage2", f"04_stage2-{words}{third}{tail}",
+                         own | {"fraction": fraction},
+                         (grid.cell(variant, seed, source, fraction, stride),), first.label)]
+
+
+def _node(grid: Grid, notebook: str, label: str, own: dict[str, Any],
+          settings: tuple[Settings, ...], *needs: str) -> Node:
+    common = {"preset": grid.preset, "overrides": grid.overrides or "", "results": grid.results}
+    return Node(label, notebook, common | own, settings, needs)
+
+
+def select(nodes: list[Node], wanted: str) -> list[Node]:
+    """The nodes of some notebooks, e.g. `"03,04"`; all but ON_REQUEST for an empty choice."""
+    found = set() if wanted else set(NOTEBOOKS) - {ON_REQUEST}
+    for word in filter(None, (part.strip() for part in wanted.split(","))):
+        matches = [n for n in NOTEBOOKS if word in (n, n[:2]) or word.zfill(2) == n[:2]]
+        if not matches:
+            raise config.unknown("notebook", word, [name[:2] for name in NOTEBOOKS])
+        found.update(matches)
+    return [node for node in nodes if node.notebook in found]
+
+
+def width(nodes: list[Node]) -> dict[str, int]:
+    """How many nodes can run side by side with each node: those at its depth in the graph.
+
+    A property of the graph alone, so that a node always gets the same number of threads, whatever
+    is skipped. (The last bits of a training depend on the number of threads.)
+    """
+    depth: dict[str, int] = {}
+    for node in nodes:
+        depth[node.label] = 1 + max((depth[need] for need in node.needs), default=0)
+    counts = [depth[node.label] for node in nodes if node.notebook != ON_REQUEST]
+    return {node.label: 1 if node.notebook == ON_REQUEST else counts.count(depth[node.label])
+            for node in nodes}
+
+
+def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FOLDER) -> Plan:
     """Decides what has to run, without touching anything.
 
-    notebooks: e.g. `"03,04"`, empty for all. Raises SettingsError for a bad choice, a missing
-    notebook, or one that would drop a parameter.
+    notebooks: e.g. `"03,04"`, empty for all. Raises SettingsError for a bad choice and for a
+    notebook that is missing or cannot be read.
     """
-    nodes = graph.build(grid)
-    chosen = graph.select(nodes, notebooks)
-    graph.check_parameters(chosen, folder)
-    prints = graph.fingerprints(nodes, folder)
-    made = Plan(grid, chosen, {}, prints, graph.width(nodes), folder)
-    for node in chosen:
+    nodes = build(grid)
+    made = Plan(grid, select(nodes, notebooks), {}, {}, width(nodes), folder, grid.folder,
+                grid.folder / "logs" / f".signal-{uuid.uuid4().hex}", time.time())
+    code = cluster.code_digest()
+    for node in nodes:
+        decide = [{key: tree[key] for key in DECIDING.get(node.notebook, tree)}
+                  for tree in (settings.as_dict() for settings in node.settings)]
+        made.made_from[node.label] = {
+            "notebook": digest(_sources(folder / f"{node.notebook}.ipynb")),
+            "parameters": {k: v for k, v in node.parameters.items()
+                           if k not in ("results", "overrides")},
+            "settings": digest(decide),
+            "code": code,
+            "notebooks before it": {need: digest(made.made_from[need]) for need in node.needs},
+        }
+    for node in made.nodes:
         made.reasons[node.label] = "forced" if force else _reason(made, node)
     return made
 
 
+def _sources(path: Path) -> list[str]:
+    """Kind and text of all cells. (Importing nbformat takes a second.)"""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [cell["cell_type"] + "".join(cell["source"]) for cell in cells]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "not a notebook of format 4"
+        raise SettingsError(f"notebook {path}: {reason}") from None
+
+
 def _reason(made: Plan, node: Node) -> str:
     """Why a node has to run, or nothing."""
-    record = _record(made, node.label)
+    record = cluster.record(made.log(node.label))
     if not record:
         return "not run yet"
-    found, wanted = record["made_from"], made.fingerprints[node.label]
-    changed = [part for part in wanted if found.get(part) != wanted[part]]
-    if changed:
+    found, wanted = record["made_from"], made.made_from[node.label]
+    if changed := [part for part in wanted if found.get(part) != wanted[part]]:
         return f"changed: {', '.join(changed)}"
     copy = made.copy(node.label)
-    files = [copy, copy.with_suffix(".html"), *(made.grid.folder / f for f in record["files"])]
+    files = [copy, copy.with_suffix(".html"), *(made.home / file for file in record["files"])]
     if missing := [file for file in files if not file.exists()]:
         return f"{shorten(missing[0])} is missing"
     for need in node.needs:
         if made.reasons.get(need):
             return f"after {need}"
-        if _record(made, need).get("finished", 0) > record["finished"]:
+        if cluster.record(made.log(need)).get("finished", 0) > record["finished"]:
             return f"older than {need}"
     return ""
 
 
-def _record(made: Plan, label: str) -> dict[str, Any]:
-    """What a finished node was made from; empty when it never finished."""
-    try:
-        return json.loads(made.log(label).with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def describe(made: Plan) -> str:
-    """The plan in words, one line a node."""
-    size = max(len(node.label) for node in made.nodes)
-    lines = [
-        f"{'run ' if made.reasons[n.label] else 'skip'}  {n.label:{size}}  "
-        f"{made.reasons[n.label] or 'finished and unchanged'}" for n in made.nodes]
-    return "\n".join(lines)
-
-
-def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print,
-        start: Start | None = None, until: float = math.inf, launch: Launch | None = None) -> int:
+def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print, until: float = math.inf,
+        scheduler: str = "", slurm: str = "") -> int:
     """Executes what has to run and reports.
 
-    Returns 0, 1 if a notebook failed, budget.EXIT_CODE if time was up first.
-    jobs: notebooks side by side; 0 = two on a processor with two or more cores, one with a GPU.
-    start: executes one node (for tests). until: when to be through, in seconds since 1970.
-    launch: where notebooks are executed instead of on this machine (see cluster.py).
-    Raises KeyboardInterrupt after stopping the children.
+    Returns 0, 1 if a notebook failed, budget.EXIT_CODE if time was up first. until: when to be
+    through, by `time.monotonic`. jobs, scheduler, slurm: see `cluster.workers`. Raises
+    SettingsError for workers that could not work, KeyboardInterrupt after stopping what ran.
     """
-    began = time.monotonic()
-    cores = _cores()
-    jobs = jobs or (1 if _has_gpu() else min(2, cores))
-    if start is None:
-        for folder in ("logs", "notebooks", "tables", "figures"):
-            _make(made.grid.folder / folder)
-
-        def start(node: Node, stop: threading.Event) -> execute.Outcome:
-            threads = max(1, cores // min(jobs, made.widths[node.label]))
-            return _start(made, node, threads, stop, until, launch or execute.launch)
-
-    grid, count = made.grid, len(made.to_run)
-    say(f"preset {grid.preset}, variants {','.join(grid.variants)}, seeds "
-        f"{','.join(map(str, grid.seeds))}, tables {','.join(map(str, grid.tables))}: "
-        f"{count} notebooks to run, {len(made.nodes) - count} unchanged; {jobs} at a time")
-    outcomes = _schedule(made, jobs, say, start, until)
+    began, count, outcomes = time.monotonic(), len(made.to_run), {}
+    say(f"{made.home.name}: {count} notebooks to run, {len(made.nodes) - count} unchanged")
+    if count:
+        with _signal(made, until), cluster.workers(jobs, scheduler, slurm, say) as pool:
+            if not pool.jobs:
+                cluster.check(pool.client, made.signal, made.folder)
+            outcomes = _follow(made, pool, say, until)
     say(summary(made, outcomes, time.monotonic() - began))
     states = {outcome.status for outcome in outcomes.values()}
-    if "failed" in states:
-        return 1
-    return budget.EXIT_CODE if states & set(UNFINISHED) else 0
+    return 1 if "failed" in states else budget.EXIT_CODE if states & set(execute.UNFINISHED) else 0
 
 
-def _schedule(made: Plan, jobs: int, say: Callable, start: Start,
-              until: float) -> dict[str, execute.Outcome]:
-    """Starts every node as soon as those that it needs are done, while there is time."""
-    waiting, total = made.to_run, len(made.to_run)
-    outcomes: dict[str, execute.Outcome] = {}
-    running: dict[Future, tuple[Node, float]] = {}
-    stop = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            while waiting or running:
-                left = until - time.time()
-                for node in list(waiting):
-                    verdict = _verdict(made, node, outcomes, left)
-                    if verdict in ("left out", "not started"):
-                        outcomes[node.label] = execute.Outcome(verdict)
-                    elif verdict == "ready" and len(running) < jobs:
-                        say(f"started {node.label}, log {shorten(made.log(node.label))}")
-                        running[pool.submit(start, node, stop)] = node, time.monotonic()
-                    else:
-                        continue
-                    waiting.remove(node)
-                if left < STOP_SECONDS:
-                    stop.set()
-                pause = math.inf if stop.is_set() else max(0.1, left - STOP_SECONDS)
-                done, _ = wait(running, min(HEARTBEAT_SECONDS, pause), FIRST_COMPLETED)
-                for future in done:
-                    node, _ = running.pop(future)
-                    outcomes[node.label] = outcome = _result(future)
-                    text = f": {outcome.error}" if outcome.error else ""
-                    say(f"[{len(outcomes)}/{total}] {node.label} {outcome.status} after "
-                        f"{duration(outcome.seconds)}{text}")
-                if running and not done:
-                    say(heartbeat(made, running))
-        finally:
-            stop.set()  # ends what still runs when an exception (Ctrl-C) leaves the loop
-    return outcomes
+@contextlib.contextmanager
+def _signal(made: Plan, until: float) -> Iterator[None]:
+    """A file that workers on all machines look at while this command wants work from them."""
+    left = until - time.monotonic()
+    try:
+        made.signal.parent.mkdir(parents=True, exist_ok=True)
+        made.signal.write_bytes(cluster.SIGNALS["close" if left < CLOSING_SECONDS else "go"])
+    except OSError as error:
+        raise SettingsError(f"results folder {made.home}: {error.strerror}; give another with "
+                            "--results") from None
+    timers = [threading.Timer(max(0, left - seconds), cluster.tell, (made.signal, word))
+              for seconds, word in ((CLOSING_SECONDS, "close"), (STOP_SECONDS, "stop"))
+              if left < math.inf]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        made.signal.unlink(missing_ok=True)
 
 
-def _verdict(made: Plan, node: Node, outcomes: dict[str, execute.Outcome], left: float) -> str:
-    """`ready`, `wait`, or why a node will not be started; `left`: seconds of the budget."""
-    needs = [outcomes.get(need) for need in node.needs if made.reasons.get(need)]
-    states = {need.status if need else "wait" for need in needs}
-    if states & {"failed", "left out"}:
-        return "left out"
-    if left < CLOSING_SECONDS or states & set(UNFINISHED):
-        return "not started"
-    return "ready" if states <= {"done"} else "wait"
+def _follow(made: Plan, pool: cluster.Pool, say: Callable, until: float) -> dict[str, Outcome]:
+    """Hands all nodes to Dask as futures that need each other; tells what becomes of them."""
+    from distributed import TimeoutError, as_completed, wait
+
+    client, outcomes, futures = pool.client, {}, {}
+    client.subscribe_topic(made.signal.name, lambda event: say(
+        f"started {event[1]}, log {shorten(made.log(event[1]))}"))
+    for node in made.to_run:
+        futures[node.label] = client.submit(
+            cluster.work, _job(made, node, pool, until),
+            *(futures[need] for need in node.needs if need in futures), pure=False,
+            key=f"{node.label}/{made.signal.name}", priority=-len(futures),
+            resources=pool.resources)
+    limit = min(max(1, until - time.monotonic()), 1e8)  # Dask takes no infinity
+    try:
+        with contextlib.suppress(TimeoutError):
+            for future in as_completed(futures.values(), timeout=limit):
+                label = future.key.split("/")[0]
+                outcomes[label] = found = _outcome(future)
+                recent = [one.seconds for one in outcomes.values() if one.seconds][-5:]
+                rest = (len(futures) - len(outcomes)) / max(1, len(client.nthreads()))
+                left = rest * sum(recent) / max(1, len(recent))
+                say(f"{found.status} {label}"
+                    + f" after {duration(found.seconds)}" * (found.seconds > 0)
+                    + f": {found.text}" * bool(found.text) + f"; {len(outcomes)} of {len(futures)}"
+                    + f", about {duration(left)} left" * (left > 0))
+    finally:  # after Ctrl-C, too
+        cluster.tell(made.signal, "stop")
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            wait(list(futures.values()), timeout=STOP_SECONDS)
+    return {label: outcomes.get(label, Outcome("stopped")) for label in futures}
 
 
-def _result(future: Future) -> execute.Outcome:
-    """A disk that is full must not stop the other notebooks from being reported."""
+def _outcome(future: Any) -> Outcome:
+    """What a worker returned, or why there is no worker any more."""
     try:
         return future.result()
-    except OSError as error:
-        return execute.Outcome("failed", error=str(error))
+    except (Exception, asyncio.CancelledError) as error:
+        own = getattr(error, "task", future.key) == future.key  # else that of one that it needs
+        return Outcome("failed", text=execute.describe(error)) if own else Outcome("left out")
 
 
-def _start(made: Plan, node: Node, threads: int, stop: threading.Event, until: float,
-           launch: Launch) -> execute.Outcome:
-    """Executes one node, unless another run of the study has just done it."""
-    path = made.log(node.label).with_suffix(".lock")
-    with lock.hold(path, f"{made.grid.preset}/{node.label}", stop.is_set) as held:
-        if not held:
-            return execute.Outcome("stopped")
-        record = _record(made, node.label)
-        if (record.get("finished", 0) > made.made_at
-                and record["made_from"] == made.fingerprints[node.label]):
-            return execute.Outcome("done", error="by another run of the study")
-        return _execute(made, node, threads, stop, until, launch)
+def _job(made: Plan, node: Node, pool: cluster.Pool, until: float) -> cluster.Job:
+    """What the worker of a node is told."""
+    variables = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
+                 config.FOLDER_VARIABLE: str(made.home)}
+    if until < math.inf:
+        variables[budget.VARIABLE] = budget.deadline(until - time.monotonic() - CLOSING_SECONDS)
+    log = made.log(node.label)
+    request = Request(str(made.folder / f"{node.notebook}.ipynb"), str(made.copy(node.label)),
+                      str(log.with_suffix(".ipynb")), f"{node.label} ({made.grid.preset})",
+                      node.parameters, variables)
+    return cluster.Job(node.label, request, log, made.signal, made.made_from[node.label],
+                       made.planned, pool.threads(made.widths[node.label]), pool.gpus)
 
 
-def _execute(made: Plan, node: Node, threads: int, stop: threading.Event, until: float,
-             launch: Launch) -> execute.Outcome:
-    """Executes one node and, if it is done, writes its record."""
-    copy, log = made.copy(node.label), made.log(node.label)
-    record = log.with_suffix(".json")
-    record.unlink(missing_ok=True)
-    request = execute.Request(
-        source=str(made.folder / f"{node.notebook}.ipynb"),
-        target=str(copy),
-        failed=str(log.with_suffix(".ipynb")),
-        title=f"{node.label} ({made.grid.preset})",
-        parameters=node.parameters,
-        deadline=0.0 if until == math.inf else until - CLOSING_SECONDS,
-    )
-    began = time.time()
-    outcome = launch(request, log, threads, stop)
-    if outcome.status == "done":
-        tree = {"made_from": made.fingerprints[node.label], "finished": time.time(),
-                "seconds": round(outcome.seconds, 1), "files": _written(made, node, began)}
-        write_json(record, tree)
-    return outcome
+def summary(made: Plan, outcomes: dict[str, Outcome], seconds: float) -> str:
+    """What happened, every failure with its log, and where the results are."""
+    states = [outcome.status for outcome in outcomes.values()]
+    counts = [f"{states.count('done')} done", f"{len(made.nodes) - len(states)} unchanged"] + [
+        f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "done"]
+    lines = [f"{', '.join(counts)} in {duration(seconds)}"]
+    for label, outcome in outcomes.items():
+        if outcome.status == "failed":
+            log = made.log(label)
+            lines += [f"failed: {label}: {outcome.text}",
+                      f"    log {shorten(log)}, notebook {shorten(log.with_suffix('.ipynb'))}"]
+    if left := [label for label, outcome in outcomes.items() if outcome.status == "left out"]:
+        lines.append(f"left out, because they need a failed one: {', '.join(left)}")
+    if set(states) & set(execute.UNFINISHED):
+        lines.append("stopped by the budget; the same command goes on")
+    home = shorten(made.home)
+    return "\n".join([*lines, f"notebooks  {home}/notebooks/*.html (and .ipynb)",
+                      f"tables     {home}/tables/*.csv", f"figures    {home}/figures/*.png"])
 
 
-def _written(made: Plan, node: Node, began: float) -> list[str]:
-    """Results that appeared while a node ran, and the summary of its run.
-
-    With notebooks side by side this may name a neighbour's file: then one more notebook runs again
-    when that file is deleted.
-    """
-    from tevq.runs.run import open_run
-
-    home = made.grid.folder
-    patterns = ("tables/*", "figures/*", "runs/*/*/summary.json")
-    # file systems round times; a second is enough for all of them
-    found = {file for pattern in patterns for file in home.glob(pattern)
-             if file.stat().st_mtime >= began - 1}
-    if node.run:
-        run_folder = open_run(node.settings[0], node.run, made.grid.results or None).folder
-        found.add(run_folder / "summary.json")
-    return sorted(str(file.relative_to(home)) for file in found if file.exists())
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 03 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"results folder {folder}: {error.strerror}; give another with "
-                            "--results") from None
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _has_gpu() -> bool:
-    from tevq.runs.devices import detect
-
-    return detect("float32").device.type != "cpu"
+def shorten(path: Path) -> str:
+    """A path as seen from the current folder, if it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

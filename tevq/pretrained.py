@@ -47,7 +47,7 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     networks = reader, model, generator = (
         classifier.build(settings), vqgan.VQGAN(settings.stage1), transformer.build(settings))
     for network, run in zip(networks, runs_of(grid), strict=True):
-        network.load_state_dict(_read(run, grid.folder / "models"))
+        network.load_state_dict(_read(run, grid.find("models")))
         network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     tokenizer = Tokenizer(class_names(settings.data.source))
     return Generator(settings, Evaluator(model, reader, tokenizer, device), generator)
@@ -87,7 +87,7 @@ def install(grid: Grid) -> list[str]:
     for run in runs_of(grid):
         if run.has_weights:
             continue
-        weights = _read(run, grid.folder / "models")
+        weights = _read(run, grid.find("models"))
         if not run.done:
             raise SettingsError(f"{run.folder} lacks its summary.json; get it from the repository")
         save_tree(run.folder / "state", "weights", weights)

@@ -136,7 +136,7 @@ def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=
     Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
     """
     run = open_run(settings, "stage1", results)
-    folder = run.folder / "state"
+    folder = run.own / "state"
     whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
     stem, count = whole, 0  # 0: all
     if split == "train" and settings.stage2.fraction < 1:

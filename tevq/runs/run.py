@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq.config import Settings, SettingsError, UserError, digest, results_root
+from tevq.config import (
+    LOCAL,
+    PUBLISHED,
+    Settings,
+    SettingsError,
+    UserError,
+    digest,
+    results_root,
+)
 from tevq.runs import devices
 from tevq.runs.lock import hold, now, owner
 from tevq.runs.storage import (
@@ -40,6 +48,8 @@ UNUSED = {  # of the settings of the data, what changes nothing in a run
     "classifier": ("train", "val", "test", "seed"),  # one classifier judges all scenes of a source
     "stage1": ("val", "test"),
 }
+PARENTS = {"stage1": ("classifier",), "stage2": ("classifier", "stage1"),
+           "quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
 KEEP = 2  # checkpoints of an unfinished run
 
 
@@ -59,10 +69,19 @@ def run_config(settings: Settings, kind: str) -> dict[str, Any]:
 
 
 def open_run(settings: Settings, kind: str, results: str | Path | None = None) -> Run:
-    """The run of these settings; its folder is made when something is first written."""
-    config = run_config(settings, kind)
-    name = f"{label(settings, kind)}-{digest(config)}"
-    return Run(results_root(results) / settings.preset / "runs" / kind / name, config)
+    """The run of these settings; its folder is made when something is first written.
+
+    In `results/local` a finished run that only the published study has is read from there, unless
+    a network that it starts from was trained anew: its numbers would belong to other weights.
+    """
+    config, root = run_config(settings, kind), results_root(results)
+    place = Path(settings.preset, "runs", kind, f"{label(settings, kind)}-{digest(config)}")
+    run, published = Run(root / place, config), Run(PUBLISHED / place, config, root / place)
+    if root != LOCAL or run.done or not published.done:
+        return run
+    parents = (open_run(settings, parent, results) for parent in PARENTS.get(kind, ()))
+    anew = any(parent.done and parent.folder == parent.own for parent in parents)
+    return run if anew else published
 
 
 def label(settings: Settings, kind: str) -> str:
@@ -85,9 +104,13 @@ def parents(settings: Settings, *kinds: str, results: str | Path | None = None) 
 class Run:
     """One run folder."""
 
-    folder: Path
+    folder: Path  # where it is read
     config: dict[str, Any]
+    own: Path | None = None  # where it is written, when that is another folder
     token: str = field(default="", repr=False, compare=False)  # while this process holds the lock
+
+    def __post_init__(self):
+        self.own = self.own or self.folder
 
     @property
     def name(self) -> str:
@@ -121,17 +144,19 @@ class Run:
         """
         with contextlib.ExitStack() as stack:
             try:
-                self.token = stack.enter_context(hold(self.folder / ".lock", self.name))
+                self.token = stack.enter_context(hold(self.own / ".lock", self.name))
             except StorageError:
                 if not self.done:
                     raise
+            if (self.own / "summary.json").exists():  # finished by another process meanwhile
+                self.folder = self.own
             try:
                 yield
             finally:
                 self.token = ""
 
     def _check_lock(self) -> None:
-        if self.token and owner(self.folder / ".lock").get("token") != self.token:
+        if self.token and owner(self.own / ".lock").get("token") != self.token:
             raise LostLockError(f"{self.name}: another process works on it now, because this one "
                                 "showed no sign of life; nothing is lost, run it again")
 
@@ -144,6 +169,7 @@ class Run:
         training that started from other weights.
         """
         self._check_lock()
+        self.folder = self.own
         tree, own = self.record, parents or {}
         if (found := tree.get("settings", self.config)) != self.config:
             raise SettingsError(f"{self.folder / 'config.json'} holds other settings than this "
@@ -254,7 +280,12 @@ class Run:
         return [int(path.name[5:14]) for path in self._checkpoints()]
 
     def _weights(self) -> list[Path]:
-        return sorted((self.folder / "state").glob("weights.*.safetensors"))
+        """Its weights file; for a published run without one, that which git keeps."""
+        found = sorted((self.folder / "state").glob("weights.*.safetensors"))
+        if not found and self.folder != self.own:
+            name = f"{self.name.replace('/', '-')}.*.safetensors"
+            found = sorted((self.folder.parents[2] / "models").glob(name))
+        return found
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)
