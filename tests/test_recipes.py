@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import tiny
+from small import FEATURES, TINY
 
 from tevq import presets
+from tevq.config import ROOT
 from tevq.models import quantizer, vqgan
 from tevq.train import stage1
 
-if not hasattr(presets, "complete"):
-    pytest.skip("waits for variants as records", allow_module_level=True)
-ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("alpha", "beta", "delta", "gamma")
 
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
     """Runs all Python blocks in one namespace; what they add is taken away again."""
-    monkeypatch.setattr(vqgan, "DOWNSAMPLERS", dict(vqgan.DOWNSAMPLERS))
-    for name, value in dict(quantizer.QUANTIZERS).items():  # vqgan holds the same dictionary
-        monkeypatch.setitem(quantizer.QUANTIZERS, name, value)
-    monkeypatch.setattr(presets, "VARIANTS", dict(presets.VARIANTS))
+    entries = vqgan.DOWNSAMPLERS, quantizer.QUANTIZERS, presets.VARIANTS
+    before = [dict(entry) for entry in entries]
     monkeypatch.setenv("TEVQ_DATA", str(tmp_path))
     random = np.random.default_rng(0)
     for part, count in (("train", 8), ("test", 4)):
@@ -43,15 +38,20 @@ def recipes(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "tevq/README.md", "exec"), space)
     yield blocks
-    quantizer.QUANTIZERS.pop("signs", None)
+    for entry, own in zip(entries, before, strict=True):
+        for name in entry.keys() - own.keys():
+            del entry[name]
 
 
-def test_the_recipes_run_and_train(recipes, tmp_path):
+def test_the_recipes_run_and_train(recipes, tmp_path, monkeypatch):
     assert len(recipes) >= 6
-    for variant, changes in (("ap", {}), ("sg", {"stage1.codes": 16, "stage1.code_dim": 4})):
-        run = stage1.train(tiny(variant, **changes), tmp_path / "results")
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
+    for variant in ("ap", "sg"):
+        own = presets.VARIANTS[variant].settings
+        settings = presets.load("smoke", variant, 0,
+                                {name: value for name, value in TINY.items() if name not in own})
+        run = stage1.train(settings, tmp_path / "results")
         assert run.done and f"-{variant}-s0-" in run.name
-    model = vqgan.load(tiny("sg", **{"stage1.codes": 16, "stage1.code_dim": 4}),
-                       tmp_path / "results")
-    z = model.quantizer.lookup(torch.arange(16).view(1, 4, 4))
-    assert torch.equal(model.quantizer.nearest(z), torch.arange(16).view(1, 4, 4))
+    model = vqgan.load(settings, tmp_path / "results")
+    codes = torch.arange(256).view(1, 16, 16)
+    assert torch.equal(model.quantizer.nearest(model.quantizer.lookup(codes)), codes)
