@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tevq.grid import choose
-from tevq.report import claims, stats, tables
+from tevq.report import claims, stats, tables, views
 from tevq.report.claims import Claim
 from tevq.report.stats import Interval
 
@@ -125,6 +125,15 @@ def test_a_claim_about_every_variant_is_judged_by_the_least(built):
     shown = dict(part.split()[:2] for part in below.detail.replace("], ", "]; ").replace(
         "–, ", "–; ").split("; "))
     assert {v: float(x) for v, x in shown.items()} == pytest.approx(dict(gaps.mean()), abs=1e-3)
+
+
+def test_a_variant_that_the_paper_has_not_is_no_part_of_its_claims(built):
+    """Planted fault: a difference to a number that was never published."""
+    renamed = built | {"table1": built["table1"].replace({"variant": {"cb": "ap"}})}
+    every = claims.all_claims(renamed)
+    assert not any("ap" in f"{claim.text} {claim.detail}".split() for claim in every)
+    assert all(claim.paper is None or np.isfinite(claim.paper) for claim in every)
+    assert ("ap", "ours") in views.accuracy(renamed["table1"], "t2i").index
 
 
 def test_orders_of_the_baselines(tmp_path):
