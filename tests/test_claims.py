@@ -207,7 +207,7 @@ def test_a_small_vocabulary_is_compared_at_its_own_size():
     """The kappa of the baseline falls by 0.1 with every doubling, so 32 of 16 and 64 is halfway."""
     found = pd.concat([line("sc", {256: 0.1, 64: 0.3, 16: 0.5, 4: 0.7}, own=256),
                        line("te", {32: 0.6, 8: 0.9}, own=32)])
-    (row,) = claims.at_equal_size(found).itertuples()
+    (row,) = tables.at_equal_size(found).itertuples()
     assert (row.seed, row.measure, row.codes) == (0, "grid", 32)
     assert (row.baseline, row.ours) == (0.1, 0.6) and row.merged == pytest.approx(0.4)
 
@@ -219,7 +219,7 @@ def test_a_small_vocabulary_is_compared_at_its_own_size():
     pd.concat([line("sc", {64: 0.1, 16: 0.5}, own=64), line("te", {1: np.nan}, own=1)]),
 ])
 def test_sizes_that_cannot_be_compared_are_left_out(found):
-    assert claims.at_equal_size(found).empty
+    assert tables.at_equal_size(found).empty
 
 
 def test_vocabularies_of_finished_runs(tmp_path):

@@ -110,7 +110,7 @@ def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
 
 def why(grid: Grid) -> list[str]:
     """Is te more equivariant, or only coarser? sc with its codes merged to te's number answers."""
-    equal = claims.at_equal_size(tables.vocabularies(grid))
+    equal = tables.at_equal_size(tables.vocabularies(grid))
     if equal.empty:
         return []
     heads = {"baseline": "sc", "merged": "sc, merged", "ours": "te"}
