@@ -22,7 +22,7 @@ from tevq.data.captions import Clause
 from tevq.evaluate import examples
 from tevq.evaluate.evaluator import split_of
 from tevq.grid import choose
-from tevq.report import claims, stats, style, tables
+from tevq.report import stats, style, tables
 from tevq.runs.devices import ROOT
 
 RESULTS = ROOT / "results"
