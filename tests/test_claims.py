@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tevq.grid import choose
-from tevq.report import claims, stats, tables
+from tevq.report import claims, stats, tables, views
 from tevq.report.claims import Claim
 from tevq.report.stats import Interval
 
@@ -127,6 +127,15 @@ def test_a_claim_about_every_variant_is_judged_by_the_least(built):
     assert {v: float(x) for v, x in shown.items()} == pytest.approx(dict(gaps.mean()), abs=1e-3)
 
 
+def test_a_variant_that_the_paper_has_not_is_no_part_of_its_claims(built):
+    """Planted fault: a difference to a number that was never published."""
+    renamed = built | {"table1": built["table1"].replace({"variant": {"cb": "ap"}})}
+    every = claims.all_claims(renamed)
+    assert not any("ap" in f"{claim.text} {claim.detail}".split() for claim in every)
+    assert all(claim.paper is None or np.isfinite(claim.paper) for claim in every)
+    assert ("ap", "ours") in views.accuracy(renamed["table1"], "t2i").index
+
+
 def test_orders_of_the_baselines(tmp_path):
     grid = choose("smoke", "mb,mp,cb,sc,te", "0,1", "1", "", str(tmp_path))
     fake_runs.finish(grid)
@@ -198,7 +207,7 @@ def test_a_small_vocabulary_is_compared_at_its_own_size():
     """The kappa of the baseline falls by 0.1 with every doubling, so 32 of 16 and 64 is halfway."""
     found = pd.concat([line("sc", {256: 0.1, 64: 0.3, 16: 0.5, 4: 0.7}, own=256),
                        line("te", {32: 0.6, 8: 0.9}, own=32)])
-    (row,) = claims.at_equal_size(found).itertuples()
+    (row,) = tables.at_equal_size(found).itertuples()
     assert (row.seed, row.measure, row.codes) == (0, "grid", 32)
     assert (row.baseline, row.ours) == (0.1, 0.6) and row.merged == pytest.approx(0.4)
 
@@ -210,7 +219,7 @@ def test_a_small_vocabulary_is_compared_at_its_own_size():
     pd.concat([line("sc", {64: 0.1, 16: 0.5}, own=64), line("te", {1: np.nan}, own=1)]),
 ])
 def test_sizes_that_cannot_be_compared_are_left_out(found):
-    assert claims.at_equal_size(found).empty
+    assert tables.at_equal_size(found).empty
 
 
 def test_vocabularies_of_finished_runs(tmp_path):

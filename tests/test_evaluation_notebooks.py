@@ -22,7 +22,7 @@ from tevq.data.captions import Clause
 from tevq.evaluate import examples
 from tevq.evaluate.evaluator import split_of
 from tevq.grid import choose
-from tevq.report import claims, stats, style, tables
+from tevq.report import stats, style, tables
 from tevq.runs.devices import ROOT
 
 RESULTS = ROOT / "results"
@@ -247,7 +247,7 @@ def test_what_notebook_06_says_of_the_laptop_results(committed):
     sizes = tables.vocabularies(grid)
     errors = sizes[sizes.groups == 0].pivot(index=["measure", "seed"], columns="variant",
                                             values="feature_error").astype(float)
-    beyond = claims.at_equal_size(sizes).set_index("measure")
+    beyond = tables.at_equal_size(sizes).set_index("measure")
     for measure in tables.MEASURES:
         gap = (errors.te - errors.sc).loc[measure].dropna()
         assert stats.t_interval(gap).low > 0  # features of te are less equivariant

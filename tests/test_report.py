@@ -128,7 +128,7 @@ def test_results_in_short_with_and_without_runs(tmp_path):
 def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
     rows = [{"seed": s, "measure": "grid", "codes": 20, "baseline": 0.5, "merged": 0.7, "ours": o}
             for s, o in ((0, 0.9), (1, 0.7))]
-    monkeypatch.setattr(claims, "at_equal_size", lambda found: pd.DataFrame(rows))
+    monkeypatch.setattr(tables, "at_equal_size", lambda found: pd.DataFrame(rows))
     assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in pages.why(choose("smoke", "sc,te", "0"))[1]
 
 

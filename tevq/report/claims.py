@@ -98,9 +98,8 @@ def text(interval: Interval | None, digits: int = 3) -> str:
 
 
 def all_claims(built: dict[str, pd.DataFrame]) -> list[Claim]:
-    """Every claim of sections 3 to 5 that a number can speak to, and ours. `built`: as
-    `tables.build`. Claims about Table 4 are there when any of it has run.
-    """
+    """Every claim of sections 3 to 5 that a number can speak to, and ours; those about Table 4 when
+    any of it has run. `built`: as `tables.build`."""
     table1, stride = built["table1"], built["stride"]
     return [*(primary(table1, task, case=case) for case in ("mean", "quad1")
               for task in AS_PUBLISHED),
@@ -195,28 +194,6 @@ def gain_over_training(grid: Grid, split: str = "val") -> tuple[pd.DataFrame, Cl
             f"{half.mean():+.3f} {text(t_interval(half))}" for half in (early, late)))
 
 
-def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -> pd.DataFrame:
-    """How far merging the baseline's codes down to our number of codes takes its kappa to ours.
-
-    found: as from `tables.vocabularies`. One row per seed and measure: `baseline` and `ours` as
-    trained, `merged` (read off the baseline's line between two sizes, linear in the logarithm of
-    the number of codes), and `codes`, ours. Left out: seeds that lack a variant, sizes beyond the
-    line.
-    """
-    rows = []
-    for (seed, measure), part in found.dropna(subset="kappa").groupby(["seed", "measure"],
-                                                                      sort=False):
-        line = part[part.variant == baseline].sort_values("codes_used")
-        own = part[(part.variant == ours) & (part.groups == 0)]
-        for codes, kappa in zip(own.codes_used, own.kappa, strict=True):
-            if line.codes_used.min() <= codes <= line.codes_used.max():
-                rows.append({"seed": seed, "measure": measure, "codes": codes,
-                             "baseline": line[line.groups == 0].kappa.iloc[0], "ours": kappa,
-                             "merged": np.interp(np.log(codes), np.log(line.codes_used),
-                                                 line.kappa)})
-    return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
-
-
 def scores(table1: pd.DataFrame, task: str, variant: str, case: str = "mean",
            split: str = "test") -> pd.Series:
     """Accuracy as the paper counts it, by seed; missing seeds left out."""
@@ -247,8 +224,8 @@ def _beyond_seen(table1: pd.DataFrame) -> Claim:
     """If the gain is as large on combinations that training shows, it is better painting."""
     gains = [_gain(table1, "t2i", split=split) for split in ("test", "test_seen")]
     return Claim("text→image: the gain of te over sc is larger on combinations that training never "
-                 "shows", "ours", tuple((gains[0] - gains[1]).dropna()), detail=(
-                     f"gains {gains[0].mean():+.3f} and {gains[1].mean():+.3f}"))
+                 "shows", "ours", tuple((gains[0] - gains[1]).dropna()),
+                 detail=f"gains {gains[0].mean():+.3f} and {gains[1].mean():+.3f}")
 
 
 def _against_the_best(table1: pd.DataFrame, task: str) -> Claim:
@@ -286,10 +263,10 @@ def _smaller_gain(table1: pd.DataFrame) -> Claim:
 
 def _below(table1: pd.DataFrame) -> Claim:
     """Text->image minus image->text ("for all methods"): the variant with the smallest gap."""
-    gaps = {variant: (scores(table1, "t2i", variant) - scores(table1, "i2t", variant)).dropna()
-            for variant in dict.fromkeys(table1.variant)}
-    gaps = {variant: tuple(gap) for variant, gap in gaps.items() if len(gap)}
-    least = min(gaps, key=lambda v: np.mean(gaps[v]), default=table1.variant.iloc[0])
+    gaps = {v: tuple((scores(table1, "t2i", v) - scores(table1, "i2t", v)).dropna())
+            for v in (*BASELINES, "te")}
+    gaps = {variant: gap for variant, gap in gaps.items() if gap}
+    least = min(gaps, key=lambda v: np.mean(gaps[v]), default="te")
     return Claim(f"image→text below text→image in every variant (least: {least})", "4.2",
                  gaps.get(least, ()),
                  *contrast([(1.0, _published("t2i", least)), (-1.0, _published("i2t", least))]),
@@ -364,9 +341,7 @@ def _seen(table1: pd.DataFrame, task: str, variants: Sequence[str]) -> dict[str,
 
 
 def _published(task: str, variant: str, case: str = "mean") -> Group:
-    """A case of Table 1, or the mean of Quad1-4 with the mean of their SDs: an upper bound of the
-    SD of that mean.
-    """
+    """A case of Table 1, or the mean of Quad1-4 with the mean of their SDs: its SD at most."""
     rows = select(published(1), task=task, variant=variant)
     return _group(rows if case == "mean" else select(rows, case=case))
 

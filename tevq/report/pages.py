@@ -110,7 +110,7 @@ def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
 
 def why(grid: Grid) -> list[str]:
     """Is te more equivariant, or only coarser? sc with its codes merged to te's number answers."""
-    equal = claims.at_equal_size(tables.vocabularies(grid))
+    equal = tables.at_equal_size(tables.vocabularies(grid))
     if equal.empty:
         return []
     heads = {"baseline": "sc", "merged": "sc, merged", "ours": "te"}
@@ -207,9 +207,9 @@ def files(grid: Grid) -> str:
     for path in sorted(package.rglob("*.py"), key=lambda path: (path.parent, path)):
         first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")
         if path.name == "__init__.py":
-            lines.append(f"\n**{path.parent.relative_to(ROOT).as_posix()}** {first[0]}\n")
+            lines.append(f"\n**{path.parent.relative_to(ROOT).as_posix()}**: {first[0]}\n")
         else:
-            lines.append(f"* `{path.stem}` {' '.join(first[0].split())}")
+            lines.append(f"* `{path.stem}`: {' '.join(first[0].split())}")
     return "\n".join(lines).strip()
 
 

@@ -178,6 +178,27 @@ def vocabularies(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
 
 
+def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -> pd.DataFrame:
+    """How far merging the baseline's codes down to our number of codes takes its kappa to ours.
+
+    found: as from `vocabularies`. One row per seed and measure: `baseline` and `ours` as trained,
+    `merged` (read off the baseline's line between two sizes, linear in the logarithm of the number
+    of codes), and `codes`, ours. Left out: seeds that lack a variant, sizes beyond the line.
+    """
+    rows = []
+    for (seed, measure), part in found.dropna(subset="kappa").groupby(["seed", "measure"],
+                                                                      sort=False):
+        line = part[part.variant == baseline].sort_values("codes_used")
+        own = part[(part.variant == ours) & (part.groups == 0)]
+        for codes, kappa in zip(own.codes_used, own.kappa, strict=True):
+            if line.codes_used.min() <= codes <= line.codes_used.max():
+                rows.append({"seed": seed, "measure": measure, "codes": codes,
+                             "baseline": line[line.groups == 0].kappa.iloc[0], "ours": kappa,
+                             "merged": np.interp(np.log(codes), np.log(line.codes_used),
+                                                 line.kappa)})
+    return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
+
+
 def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
     """Learning curves of all Stage-2 runs of Tables 1, 2 and 4, on validation scenes.
 
