@@ -66,18 +66,36 @@ def stamps(figure) -> str:
                     + [legend.get_title().get_text() for legend in figure.legends])
 
 
-@pytest.mark.parametrize("name", ["05_evaluation", "06_discussion"])
-@pytest.mark.parametrize("values", [{}, {"variants": "mb"}, {
-    "variants": "sc,te", "overrides": "stage2.directions=i2t"}])
-def test_notebooks_run_with_nothing_finished(execute, tmp_path, name, values):
-    _, figures = execute(name, tmp_path, **values)
-    assert figures
-    assert all("seeds 0" not in stamps(figure) for figure in figures.values())
+def blank(figures: dict) -> bool:
+    """Whether there are figures, and none claims a run."""
+    return bool(figures) and all("seeds 0" not in stamps(figure) for figure in figures.values())
+
+
+def test_notebooks_run_with_nothing_finished(execute, tmp_path):
+    names, figures = execute("05_evaluation", tmp_path)
+    assert blank(figures)
+    truth = {Clause(0, 0, 2), Clause(3, 3, 9)}
+    text = "the upper left is white two, and the lower right is red nine, also the two."
+    assert names["clauses_of"](text, truth) == [
+        ("the upper left is white two", True), ("the lower right is red nine", False),
+        ("the two", False)]
+    twice = names["clauses_of"]("white two at the top left, white two at the top left.", truth)
+    assert [right for _, right in twice] == [True, False]
+    assert names["clauses_of"]("", truth) == [("", False)]
+    assert blank(execute("06_discussion", tmp_path)[1])
+
+
+def test_notebooks_run_with_nothing_to_compare(execute, tmp_path):
+    """One baseline, and generators that only describe."""
+    values = {"variants": "mb", "overrides": "stage2.directions=i2t"}
+    assert blank(execute("05_evaluation", tmp_path, **values)[1])
+    assert blank(execute("06_discussion", tmp_path, **values)[1])
 
 
 def test_every_seed_is_a_point_and_only_drawn_seeds_are_named(execute, tmp_path):
     """cb lacks seed 1, the runs on a third lack altogether. Planted faults: a mean for the seeds;
-    the paper's values of another direction; all seeds of the grid named.
+    the paper's values of another direction; all seeds of the grid named; cells of a seed beyond the
+    preset's own, or of a table that was not asked for, called missing.
     """
     grid = choose("smoke", "cb,sc,te", "0,1", results=str(tmp_path))
     fake_runs.finish(grid, without=("evaluation/digits-cb-s1", "p33"))
@@ -92,22 +110,11 @@ def test_every_seed_is_a_point_and_only_drawn_seeds_are_named(execute, tmp_path)
         assert np.isclose(drawn, value).any()
     assert "seeds 0 (cb); 0, 1 (sc, te)" in stamps(figures["05_table1"])
     assert "no runs yet" in stamps(figures["05_table2"])
+    states = names["states"]
+    assert states.loc[(1, "evaluation", "digits", "cb")].tolist() == ["evaluated", "not planned"]
+    third = states.loc[(2, "evaluation", "digits", "te")]
+    assert third.tolist() == ["missing: notebook 03", "not planned"]
     assert len(execute("06_discussion", tmp_path, variants="cb,sc,te", seeds="0,1")[1]) > 10
-
-
-def test_cells_that_were_never_planned_are_not_missing(execute, tmp_path):
-    """Smoke's own seed is 0; seed 1 was begun for te only, and Table 4 was not asked for."""
-    grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
-    fake_runs.finish(grid, without=("quantizer", "stride8"))
-    for settings in (grid.cell("te", 1), grid.cell("te", 0)):
-        tables.Cell(settings, "quantizer", "full", grid.results).run("stage1").folder.mkdir(
-            parents=True)
-    states = execute("05_evaluation", tmp_path, seeds="0,1")[0]["states"]
-    first = states.loc[1, "quantizer", "digits"]
-    assert first.loc["sc"].str.startswith(("missing", "not planned")).tolist() == [True, True]
-    assert first["seed 1"].tolist() == ["not planned", "missing: notebook 03"]
-    assert (states.loc[1, "evaluation"] == "evaluated").all(axis=None)
-    assert (states.loc[4] == "not planned").all(axis=None)
 
 
 def test_rows_of_the_painted_examples(execute, tmp_path, monkeypatch):
@@ -137,41 +144,29 @@ def test_rows_of_the_painted_examples(execute, tmp_path, monkeypatch):
     assert titles == ["asked for", "seed 0", "seed 1"] * 2
 
 
-def test_clauses_of_a_caption_are_marked(execute, tmp_path):
-    names = execute("05_evaluation", tmp_path, variants="te")[0]
-    truth = {Clause(0, 0, 2), Clause(3, 3, 9)}
-    text = "the upper left is white two, and the lower right is red nine, also the two."
-    assert names["clauses_of"](text, truth) == [
-        ("the upper left is white two", True), ("the lower right is red nine", False),
-        ("the two", False)]
-    twice = names["clauses_of"]("white two at the top left, white two at the top left.", truth)
-    assert [right for _, right in twice] == [True, False]
-    assert names["clauses_of"]("", truth) == [("", False)]
+def test_curves_and_lengths_of_codes(execute, tmp_path, monkeypatch):
+    """Means over seeds with every run; unused codes have a mean length of their own.
 
-
-def test_learning_curves_are_means_over_seeds_with_every_run(execute, tmp_path, monkeypatch):
-    """Planted faults: the last seed's curve drawn as the variant's; runs on a third drawn, too."""
+    Planted faults: the last seed's curve drawn as the variant's; runs on a third drawn, too.
+    """
     runs = [pd.DataFrame({"scenes": scenes, "stride": 4, "variant": "te", "seed": seed,
                           "split": split, "sequences": [10, 20], "quad1": [0.0, last],
                           "quad2": 0.0, "quad3": 0.0, "quad4": 0.0, "center": 0.0})
             for seed, last, scenes in ((0, 0.25, "full"), (1, 0.75, "full"), (0, 0.9, "third"))
             for split in ("val", "val_seen")]
     monkeypatch.setattr(tables, "learning", lambda grid: pd.concat(runs, ignore_index=True))
-    _, figures = execute("06_discussion", tmp_path, variants="te", seeds="0,1")
-    lines = figures["06_learning_curves"].axes[0].lines
-    assert sorted(line.get_ydata()[-1] for line in lines) == [0.25, 0.5, 0.75]
-
-
-def test_length_of_unused_codes(execute, tmp_path):
-    grid = choose("smoke", "te", "0", results=str(tmp_path))
+    grid = choose("smoke", "te", "0,1", results=str(tmp_path))
     run = tables.Cell(grid.settings, "quantizer", "full", grid.results).run("stage1")
     run.folder.mkdir(parents=True)
     K = grid.settings.stage1.codes
     lengths = np.r_[np.full(K - 16, 5.0), np.full(16, 1.0)]  # 16 short ones are in use
     run.log(20, codes_used=16, norm_mean=lengths.mean(), norm_used=1.0)
     run.log(40, codes_used=K, norm_mean=2.0, norm_used=2.0)
-    found = execute("06_discussion", tmp_path, variants="te")[0]["health"].norm_unused
-    assert found[0] == pytest.approx(5.0) and np.isnan(found[1])
+    names, figures = execute("06_discussion", tmp_path, variants="te", seeds="0,1")
+    unused = names["health"].norm_unused
+    assert unused[0] == pytest.approx(5.0) and np.isnan(unused[1])
+    lines = figures["06_learning_curves"].axes[0].lines
+    assert sorted(line.get_ydata()[-1] for line in lines) == [0.25, 0.5, 0.75]
 
 
 def test_seeds_are_named_where_they_differ():
