@@ -271,7 +271,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--set stage1.stepz=1", "did you mean 'stage1.steps'?"),
         ("--set stage1.steps=many", "stage1.steps = 'many' is not of type int"),
         ("--set stage1.steps", "is not name=value"),
-        ("--set stage1.codes=65536", "cannot all be orthogonal"),
+        ("--set stage1.codes=16384", "cannot all be orthogonal"),
         ("--jobs -1", "--jobs -1"),
         ("--prest smoke", "unrecognized arguments"),
     ],

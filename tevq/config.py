@@ -24,6 +24,8 @@ LOCAL = PUBLISHED / "local"  # where everything else is written; git ignores it
 FOLDER_VARIABLE = "TEVQ_FOLDER"  # set for kernels: the folder of the command that started them
 MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
+# Names in lists of modules that import torch, which --help and --dry-run need not wait for
+BUILT_IN = ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool", "vq")
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
@@ -245,7 +247,9 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
                             f"{wanted.get(kind.__name__, kind.__name__)}") from None
     told = next(f for f in fields(group) if f.name == name).metadata
     low, high, choices = told.get("low"), told.get("high"), told.get("choices")
-    if isinstance(choices, str):
+    if isinstance(choices, str) and value in BUILT_IN:
+        choices = BUILT_IN
+    elif isinstance(choices, str):
         module, _, dictionary = choices.rpartition(".")
         choices = getattr(importlib.import_module(module), dictionary)
     if choices and value not in choices and not any(
