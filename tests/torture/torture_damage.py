@@ -10,7 +10,6 @@ import torch
 from tevq import presets
 from tevq.config import DataConfig
 from tevq.data import scenes
-from tevq.data.source import load_source
 from tevq.runs.run import open_run
 from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
@@ -60,21 +59,16 @@ def test_a_run_goes_back_to_the_checkpoint_before(tmp_path, capsys, record_prope
 
 
 @pytest.mark.promise("damage")
-@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_stored_scenes(tmp_path, monkeypatch, suffix, record_property):
-    """Planted fault: the manifest's hash is not compared."""
+def test_stored_scenes(tmp_path, monkeypatch, record_property):
+    """Planted fault: damaged scenes are believed."""
     monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
     data = DataConfig(train=10, val=10, test=10)
     expected = scenes.load_scenes(data, "train").sha256()
-    arrays, key = scenes._location(data, "train", load_source(data.source, "train"))
-    path, = (tmp_path / "scenes").glob(f"*{suffix}")
+    path, = (tmp_path / "scenes").iterdir()
     content, count = path.read_bytes(), 0
     for damaged in damages(content):
         path.write_bytes(damaged)
-        found = scenes._read(arrays, key)
-        assert found is None or found.sha256() == expected
-        if count % 100 == 0:  # building again takes longer than reading
-            assert scenes.load_scenes(data, "train").sha256() == expected
-            assert found is not None or path.read_bytes() == content
+        assert scenes.load_scenes(data, "train").sha256() == expected
+        assert path.read_bytes() == content
         count += 1
-    record_property("measured", f"scenes{suffix}: {count:,} damages, never the wrong scenes")
+    record_property("measured", f"scenes: {count:,} damages, never the wrong scenes")

@@ -16,11 +16,14 @@ A PATH that is not absolute starts at `data_root()`. Every class is one word of 
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import os
 import re
-import sys
+import struct
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +31,6 @@ import numpy as np
 import torch
 
 from tevq.config import SettingsError, expand, unknown
-from tevq.data import files
 from tevq.data.captions import COLOURS, MOST_CLASSES, vocabulary
 
 ITEM_SIZE = 28
@@ -38,12 +40,9 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _GARMENTS = (
     "tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )
-_DIGITS_TEST_PER_CLASS = 50  # 500 test items, 1,297 train items
-_DIGITS_INK = 20  # pixels: side of the box the 8x8 digits are resized to, as in MNIST
-_IDX_FILES = (
-    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
-)
+_TEST_EVERY = 5  # in folders without `train`: every fifth picture of a class is for test
+_LEAST = {"train": 1, "test": 2}  # pictures of a class; one half of test is for validation
+_IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 # `SourceImages.sha256` of the official files, train and test
 OFFICIAL = {
     "mnist": ("c41b322ede5b4fc991fbf5440b21cefc76cb0418e0ebf66b8f78109632b41509",
@@ -86,15 +85,7 @@ def cache_folder() -> Path:
 
 def data_root() -> Path:
     """Folder of the data sets: `TEVQ_DATA`, else the cache folder."""
-    told = os.environ.get("TEVQ_DATA")
-    return expand(told) if told else cache_folder()
-
-
-def _below_root(path: str) -> Path:
-    return expand(path if path.startswith("~") else data_root() / path)
-
-
-# ---------------------------------------------------------------------------------- finding
+    return expand(os.environ.get("TEVQ_DATA") or cache_folder())
 
 
 def find(name: str, size: int = ITEM_SIZE) -> Source:
@@ -111,9 +102,9 @@ def find(name: str, size: int = ITEM_SIZE) -> Source:
 @functools.lru_cache(maxsize=8)
 def _made(kind: str, rest: str, size: int, root: Path) -> Source:
     source = SOURCES[kind](rest, size)
-    if len(source.names) < LEAST_CLASSES:
-        raise SettingsError(f"{kind}{rest} has {len(source.names)} classes; scenes need at least "
-                            f"{LEAST_CLASSES}, one to be held out in every quadrant")
+    if not LEAST_CLASSES <= len(source.names) <= MOST_CLASSES:
+        raise SettingsError(f"{kind}{rest} has {len(source.names):,} classes; scenes and captions "
+                            f"need {LEAST_CLASSES} to {MOST_CLASSES}")
     check_names(source.names)
     return source
 
@@ -123,61 +114,12 @@ def class_names(source: str) -> tuple[str, ...]:
     return find(source).names
 
 
-def load_source(source: str, part: str, size: int = ITEM_SIZE) -> SourceImages:
-    """Items of a source; part: "train" or "test"; size: pixels of their side.
-
-    Raises SettingsError with one line when files are missing and cannot be downloaded, are damaged,
-    or are not the data set that the name promises.
-    """
-    find(source)
-    if part not in PARTS:
-        raise unknown("part of the items", part, PARTS)
-    return _load(source, part, size, data_root())
-
-
-@functools.lru_cache(maxsize=8)
-def _load(source: str, part: str, size: int, root: Path) -> SourceImages:
-    entry = find(source, size)
-    images, labels = entry.load(part)
-    try:
-        _check(images, labels, len(entry.names))
-    except ValueError as error:
-        raise SettingsError(f"{part} items of {source} cannot be used: {error}") from None
-    items = SourceImages(torch.from_numpy(np.array(images)), torch.from_numpy(labels))
-    if source in OFFICIAL and (found := items.sha256()) != OFFICIAL[source][PARTS.index(part)]:
-        other = next((name for name, known in OFFICIAL.items() if found in known), "another set")
-        raise SettingsError(f"the {part} files of {source} in {root} are not the official ones but "
-                            f"{other}; delete them to download them, or name yours idx:PATH")
-    if images.shape[-1] != size:
-        items = items._replace(images=_resized(items.images, size))
-    return items
-
-
-def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear, without aliasing when it reduces: uint8 (N, s, s) -> uint8 (N, size, size)."""
-    scale = functools.partial(torch.nn.functional.interpolate, size=(size, size), mode="bilinear",
-                              antialias=True)
-    return torch.cat([scale(part[:, None].float())[:, 0].round().to(torch.uint8)
-                      for part in images.split(4096)])
-
-
-def _check(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
-        raise ValueError(f"images have shape {images.shape}, which is not (N, s, s)")
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images but {len(labels)} labels")
-    if not np.array_equal(np.unique(labels), np.arange(classes)):
-        raise ValueError(f"labels are not the classes 0 to {classes - 1}")
-
-
 def check_names(names: tuple[str, ...]) -> None:
     """Raises SettingsError for class words that captions cannot hold.
 
     The official scoring rule searches parts of words, so no class word may hide in another word,
     and no colour in a class word.
     """
-    if len(names) > MOST_CLASSES:
-        raise SettingsError(f"{len(names):,} classes; captions can name at most {MOST_CLASSES}")
     words = vocabulary(names)
     for name in names:
         if not re.fullmatch(r"\w[\w-]*", name):
@@ -190,118 +132,38 @@ def check_names(names: tuple[str, ...]) -> None:
                                     "other, so captions could be misread; rename the class")
 
 
-# ---------------------------------------------------------------------------------- loaders
+def load_source(source: str, part: str, size: int = ITEM_SIZE) -> SourceImages:
+    """Items of a source; part: "train" or "test"; size: pixels of their side.
 
-
-def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels, enlarged to 28x28.
-
-    Test is 50 items of each class in turn (0, 1, ..., 9, 0, 1, ...), so both of its halves hold
-    every class equally often; train is the rest.
+    Raises SettingsError with one line when files are missing and cannot be downloaded, are damaged,
+    or are not the data set that the name promises.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    # a shuffle of the raw bit stream, which NumPy never changes between versions
-    keys = np.random.Philox(key=1797).random_raw(len(labels))
-    order = np.argsort(keys, kind="stable")
-    by_class = [order[labels[order] == c] for c in range(10)]
-    if part == "test":
-        chosen = np.stack([rows[:_DIGITS_TEST_PER_CLASS] for rows in by_class], axis=1).ravel()
-    else:
-        chosen = np.sort(np.concatenate([rows[_DIGITS_TEST_PER_CLASS:] for rows in by_class]))
-    weights = _bilinear_tenths()
-    large = weights @ pixels[chosen].astype(np.int64).reshape(-1, 8, 8) @ weights.T  # (N, 20, 20)
-    large = (large * 255 + 800) // 1600  # 16 grey levels x 10 x 10 -> 255, rounded
-    margin = (ITEM_SIZE - _DIGITS_INK) // 2
-    images = np.pad(large.astype(np.uint8), ((0, 0), (margin, margin), (margin, margin)))
-    return images, labels[chosen].astype(np.int64)
+    if part not in PARTS:
+        raise unknown("part of the items", part, PARTS)
+    return _load(source, part, size, data_root())
 
 
-def _bilinear_tenths() -> np.ndarray:
-    """Bilinear 8 -> 20 enlargement along one axis: whole tenths, (20, 8), every row sums to 10.
-
-    Whole numbers, so that the pixels (and the hash of the data) are the same on every machine.
-    """
-    weights = np.zeros((_DIGITS_INK, 8), dtype=np.int64)
-    for i in range(_DIGITS_INK):
-        position = min(max(4 * i - 3, 0), 70)  # 10 x ((i + 1/2) x 8 / 20 - 1/2), held inside
-        left, tenths = min(position // 10, 6), position - 10 * min(position // 10, 6)
-        weights[i, left], weights[i, left + 1] = 10 - tenths, tenths
-    return weights
-
-
-def _torchvision(name: str, part: str, classes: int = 0) -> Arrays:
-    """Items of a torchvision data set; downloads it once if it is absent. classes: 0 = any."""
-    from torchvision import datasets
-
-    name, _, split = name.partition("/")
-    known = {key: kind for key, kind in vars(datasets).items()
-             if isinstance(kind, type) and issubclass(kind, datasets.MNIST)}
-    if name not in known:
-        raise unknown("torchvision data set of 28x28 images", name, known)
-    if name == "EMNIST" and split not in known[name].splits:
-        raise unknown("split of EMNIST", f"EMNIST/{split}",
-                      [f"EMNIST/{split}" for split in known[name].splits])
-    make = functools.partial(known[name], str(data_root()), train=part == "train",
-                             **({"split": split} if name == "EMNIST" else {}))
-    folder = data_root() / name / "raw"
-    what = "its files" if name in ("EMNIST", "QMNIST") else ", ".join(_IDX_FILES)
-    advice = (f"put {what} into {folder} (TEVQ_DATA chooses the root), "
-              'or use source "digits", which works offline')
-    try:
-        data = _downloaded(make, name, advice)
-        images, labels = data.data.numpy(), data.targets.numpy().astype(np.int64)
-        if name == "EMNIST":  # stored with rows and columns exchanged; letters count from 1
-            images, labels = images.transpose(0, 2, 1), labels - (split == "letters")
-        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: the class, then its origin
-        _check(images, labels, classes or int(labels.max()) + 1)
-    except SettingsError:
-        raise
-    except Exception as error:  # torchvision: AssertionError, RuntimeError, ... by kind of damage
-        raise SettingsError(f"{name} files in {folder} are damaged ({_reason(error)}); delete them "
-                            f"to download again, {advice}") from None
-    return images, labels
-
-
-def _downloaded(make: Callable, name: str, advice: str):
-    try:
-        return make(download=False)
-    except RuntimeError as error:
-        if "not found" not in str(error):
-            raise
-    print(f"tevq: downloading {name} to {data_root()}", file=sys.stderr)
-    try:
-        return make(download=True)
-    except Exception as error:  # URLError, RuntimeError, OSError, ... all mean: no files
-        raise SettingsError(f"cannot download {name} ({_reason(error)}); {advice}") from None
-
-
-def _reason(error: Exception) -> str:
-    """An error on one line; of a long one the end, where the cause stands."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else f"… {text[-118:]}"
-
-
-def _from_folder(path: str, size: int) -> Source:
-    folder = _below_root(path)
-    return Source(files.folder_names(folder),
-                  functools.partial(files.read_folder, folder, size=size))
-
-
-def _from_idx(path: str, size: int, transposed: bool = False) -> Source:
-    base = _below_root(path)
-
-    def load(part: str) -> Arrays:
-        images, labels = files.read_idx(base, part)
-        return images.transpose(0, 2, 1) if transposed else images, labels
-
-    return Source(files.idx_names(base) or _default_names(load("train")[1]), load)
-
-
-def _from_torchvision(name: str, size: int) -> Source:
-    load = functools.partial(_torchvision, name)
-    return Source(_default_names(load("train")[1]), load)
+@functools.lru_cache(maxsize=8)
+def _load(source: str, part: str, size: int, root: Path) -> SourceImages:
+    entry = find(source, size)
+    images, labels = entry.load(part)
+    wanted = np.arange(len(entry.names))
+    if (images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]
+            or len(images) != len(labels) or not np.array_equal(np.unique(labels), wanted)):
+        raise SettingsError(f"{part} items of {source} cannot be used: images {images.shape} are "
+                            f"not (N, s, s), or the {len(labels)} labels are not one for each of "
+                            f"them, of all classes from 0 to {len(wanted) - 1}")
+    items = SourceImages(torch.from_numpy(np.array(images)), torch.from_numpy(labels))
+    if source in OFFICIAL and items.sha256() != OFFICIAL[source][PARTS.index(part)]:
+        raise SettingsError(f"the {part} files of {source} in {root} are not the official ones; "
+                            "delete them to download them, or name yours idx:PATH")
+    if images.shape[-1] != size:
+        scale = functools.partial(torch.nn.functional.interpolate, size=(size, size),
+                                  mode="bilinear", antialias=True)
+        items = items._replace(images=torch.cat(
+            [scale(some[:, None].float())[:, 0].round().to(torch.uint8)
+             for some in items.images.split(4096)]))
+    return items
 
 
 def _default_names(labels: np.ndarray) -> tuple[str, ...]:
@@ -311,11 +173,165 @@ def _default_names(labels: np.ndarray) -> tuple[str, ...]:
         f"class{i:0{len(str(count - 1))}}" for i in range(count))
 
 
+def _digits(part: str) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels, enlarged to 28x28.
+
+    Test is 50 items of each class in turn (0, 1, ..., 9, 0, 1, ...), so both of its halves hold
+    every class equally often; train is the rest. Whole numbers only, so that the pixels (and the
+    hash of the data) are the same on every machine.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    # a shuffle of the raw bit stream, which NumPy never changes between versions
+    keys = np.random.Philox(key=1797).random_raw(len(labels))
+    order = np.argsort(keys, kind="stable")
+    by_class = [order[labels[order] == c] for c in range(10)]
+    chosen = (np.stack([rows[:50] for rows in by_class], axis=1).ravel() if part == "test"
+              else np.sort(np.concatenate([rows[50:] for rows in by_class])))
+    # bilinear from 8 to 20 pixels, the box of MNIST's digits, in tenths of a pixel
+    position = np.clip(4 * np.arange(20) - 3, 0, 70)  # 10 x ((i + 1/2) x 8 / 20 - 1/2)
+    weights = np.maximum(10 - np.abs(position[:, None] - 10 * np.arange(8)), 0)  # (20, 8)
+    large = weights @ pixels[chosen].astype(np.int64).reshape(-1, 8, 8) @ weights.T  # (N, 20, 20)
+    large = (large * 255 + 800) // 1600  # 16 grey levels x 10 x 10 -> 255, rounded
+    images = np.pad(large.astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
+    return images, labels[chosen].astype(np.int64)
+
+
+def _torchvision(name: str, part: str) -> Arrays:
+    """Items of a torchvision data set, which downloads its files if they are absent."""
+    from torchvision import datasets
+
+    name, _, split = name.partition("/")
+    known = {key: kind for key, kind in vars(datasets).items()
+             if isinstance(kind, type) and issubclass(kind, datasets.MNIST)}
+    if name not in known:
+        raise unknown("torchvision data set of 28x28 images", name, known)
+    options = {"split": split} if name == "EMNIST" else {}
+    if options and split not in datasets.EMNIST.splits:
+        raise unknown("split of EMNIST", split, datasets.EMNIST.splits)
+    try:
+        data = known[name](str(data_root()), train=part == "train", download=True, **options)
+        images, labels = data.data.numpy(), data.targets.numpy().astype(np.int64)
+    except Exception as error:  # URLError, RuntimeError, AssertionError, ... by kind of damage
+        raise SettingsError(
+            f"cannot read or download {name} ({_reason(error)}); delete damaged files and put its "
+            f"files into {data_root() / name / 'raw'} (TEVQ_DATA chooses the root), or use source "
+            '"digits", which works offline') from None
+    if name == "EMNIST":  # stored with rows and columns exchanged; letters count from 1
+        images, labels = images.transpose(0, 2, 1), labels - (split == "letters")
+    return images, labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: class, then origin
+
+
+def _reason(error: Exception) -> str:
+    """The last 120 characters of an error on one line: at the end stands the cause."""
+    return " ".join(str(error).split())[-120:] or type(error).__name__
+
+
+def _from_torchvision(name: str, size: int) -> Source:
+    load = functools.partial(_torchvision, name)
+    return Source(_default_names(load("train")[1]), load)
+
+
+def _from_folder(path: str, size: int) -> Source:
+    """A folder of pictures (see the head of this file); its classes in the order of their names."""
+    folder = data_root() / os.path.expanduser(path)
+    split = (folder / "train").is_dir()
+    place = folder / "train" if split else folder
+    names = sorted(path.name for path in place.glob("[!.]*") if path.is_dir())
+    if not names:
+        raise SettingsError(f"there are no folders in {place}, one for every class")
+    return Source(tuple(names), functools.partial(_read_folder, folder, split, names, size))
+
+
+def _read_folder(folder: Path, split: bool, names: list[str], size: int, part: str) -> Arrays:
+    """Pictures of a part; every class is spread evenly over all items."""
+    found = []  # (place within the class from 0 to 1, label, file)
+    for label, name in enumerate(names):
+        place = folder / part / name if split else folder / name
+        files = sorted(file for file in place.glob("*")
+                       if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        if not split:
+            test = files[_TEST_EVERY - 1::_TEST_EVERY]
+            files = test if part == "test" else sorted(set(files) - set(test))
+        if len(files) < _LEAST[part]:
+            raise SettingsError(f"class {name!r} of {folder} has {len(files)} pictures for {part}, "
+                                f"not {_LEAST[part]} (in folders without `train`, every "
+                                f"{_TEST_EVERY}th picture of a class is for test)")
+        found += [((i + 0.5) / len(files), label, file) for i, file in enumerate(files)]
+    found.sort()
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(lambda row: read_picture(row[2], size), found)))
+    rim = np.concatenate([images[:, [0, -1]].ravel(), images[:, :, [0, -1]].ravel()])
+    if rim.mean() > 127 or images.max((1, 2)).mean() < 51:
+        raise SettingsError(f"pictures of {folder} must show bright items on a dark background "
+                            "(transparent pixels count as black); invert them")
+    return images, np.array([label for _, label, _ in found], dtype=np.int64)
+
+
+def read_picture(path: Path, size: int) -> np.ndarray:
+    """A picture of any size and mode as grey values uint8 (size, size), bright on dark.
+
+    Colours become their luminance (ITU-R 601). What is transparent is laid on black. Pictures of
+    another size are resized to fit, keeping their shape, and centred on black.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+        if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off
+            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        black = Image.new("RGBA", picture.size, "black")
+        grey = Image.alpha_composite(black, picture.convert("RGBA")).convert("L")
+        return np.array(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR, color=0))
+    except Exception as error:  # Pillow has no common class for what damage raises
+        raise SettingsError(f"cannot read the picture {path} ({_reason(error)}); delete or replace "
+                            "it") from None
+
+
+def _from_idx(path: str, size: int, transposed: bool = False) -> Source:
+    """A folder with files named as MNIST's, or how the names begin (`raw/emnist-balanced`).
+
+    The class words are the lines of a `classes.txt` beside the files, if there is one.
+    """
+    base = data_root() / os.path.expanduser(path)
+
+    def load(part: str) -> Arrays:
+        images = _read_idx(base, part, "images-idx3-ubyte", 3)
+        labels = _read_idx(base, part, "labels-idx1-ubyte", 1).astype(np.int64)
+        return images.transpose(0, 2, 1) if transposed else images, labels
+
+    words = (base if base.is_dir() else base.parent) / "classes.txt"
+    if words.is_file():
+        return Source(tuple(words.read_text(encoding="utf-8", errors="replace").split()), load)
+    return Source(_default_names(load("train")[1]), load)
+
+
+def _read_idx(base: Path, part: str, kind: str, dimensions: int) -> np.ndarray:
+    """The array of an IDX file of bytes, plain or gzipped."""
+    start = f"{base}/" if base.is_dir() else f"{base}-"
+    paths = [Path(f"{start}{prefix}-{kind}{end}")
+             for prefix in _IDX_PREFIXES[part] for end in ("", ".gz")]
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
+        raise SettingsError(f"no IDX file {' or '.join(map(str, paths))}")
+    try:
+        content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        if content[:4] != bytes((0, 0, 8, dimensions)):  # 8: unsigned bytes
+            raise ValueError(f"it starts with {content[:4].hex()}, not 000008{dimensions:02}")
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise SettingsError(f"{path} is no IDX file of {dimensions} dimensions, or is damaged "
+                            f"({error})") from None
+
+
 # `Source`s; behind a colon, functions that make one of the rest of the name and the items' size
 SOURCES: dict[str, Any] = {
     "digits": Source(_NUMBERS, _digits),
-    "mnist": Source(_NUMBERS, functools.partial(_torchvision, "MNIST", classes=10)),
-    "fashion": Source(_GARMENTS, functools.partial(_torchvision, "FashionMNIST", classes=10)),
+    "mnist": Source(_NUMBERS, functools.partial(_torchvision, "MNIST")),
+    "fashion": Source(_GARMENTS, functools.partial(_torchvision, "FashionMNIST")),
     "folder:": _from_folder,
     "idx:": _from_idx,
     "idx-transposed:": functools.partial(_from_idx, transposed=True),
