@@ -82,7 +82,7 @@ def test_render_takes_any_index(built):
     index = np.array([3, 1, 4, 1, 5])
     images = render(scenes, items, index)
     assert torch.equal(images, render(scenes, items, torch.from_numpy(index)))
-    assert torch.equal(images, render(scenes, items, device="cpu", index=index.tolist()))
+    assert torch.equal(images, render(scenes, items, index.tolist()))
     assert torch.equal(images[0], render(scenes, items, slice(3, 4))[0])
     assert render(scenes, items, slice(0, 0)).shape == (0, 3, 64, 64)
 

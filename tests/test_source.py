@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 from small import tiny
+from torchvision import datasets
 from torchvision.datasets import MNIST
 
 from tevq import config, presets
@@ -394,7 +395,8 @@ def test_idx_files_by_path(digits, tmp_path, prefix, end):
         assert load_source(source, part).sha256() == digits[part].sha256()
     turned = load_source(source.replace("idx:", "idx-transposed:"), "test")
     assert torch.equal(turned.images, digits["test"].images.transpose(1, 2))
-    items._made.cache_clear()
+    for cache in (items._made, items._load):
+        cache.cache_clear()
     kana = "o ki su tsu na ha ma ya re wo".replace(" ", "\n")
     (tmp_path / "classes.txt").write_text(kana, encoding="utf-8")
     with pytest.raises(SettingsError, match="class 'o'"):
@@ -413,7 +415,7 @@ def test_idx_files_by_path(digits, tmp_path, prefix, end):
     (lambda raw: (raw / "train-labels-idx1-ubyte").rename(raw / "train-labels-idx1-ubyte.gz"),
      "or is damaged"),
     (lambda raw: write_idx(raw / "train-images-idx3-ubyte", np.zeros((30, 8, 9))), "not .N, s, s"),
-    (lambda raw: write_idx(raw / "train-labels-idx1-ubyte", np.arange(30) % 11 * 2), "classes 0"),
+    (lambda raw: write_idx(raw / "train-labels-idx1-ubyte", np.arange(30) % 11 * 2), "classes from 0"),
     (lambda raw: write_idx(raw / "train-labels-idx1-ubyte", np.arange(30) % 2), "has 2 classes"),
 ])
 def test_bad_idx_files_end_in_one_line(raw, damage, message):
@@ -436,7 +438,7 @@ def test_data_sets_of_torchvision_by_name(raw, monkeypatch):
     letters = load_source("torchvision:EMNIST/letters", "train")
     assert letters.images[0, 20, 3] == 200 and letters.labels[:2].tolist() == [0, 1]
     assert items.class_names("torchvision:EMNIST/letters")[25] == "class25"
-    for name, hint in (("KMNST", "KMNIST"), ("EMNIST", "EMNIST/"), ("CIFAR10", "28x28")):
+    for name, hint in (("KMNST", "KMNIST"), ("EMNIST", "argument split"), ("CIFAR10", "28x28")):
         with pytest.raises(SettingsError, match=hint):
             load_source(f"torchvision:{name}", "train")
 
@@ -444,7 +446,10 @@ def test_data_sets_of_torchvision_by_name(raw, monkeypatch):
         data = torch.zeros(8, 28, 28, dtype=torch.uint8)
         targets = torch.stack([torch.arange(8), torch.arange(8) + 50], 1)
 
-    monkeypatch.setattr(items, "_downloaded", lambda *_: QMNIST)
+    class Set(MNIST):
+        __new__ = lambda *_, **__: QMNIST  # noqa: E731
+
+    monkeypatch.setattr(datasets, "QMNIST", Set)
     assert load_source("torchvision:QMNIST", "train").labels.tolist() == [*range(8)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -66,7 +67,7 @@ def test_stored_scenes(tmp_path, monkeypatch, record_property):
     expected = scenes.load_scenes(data, "train").sha256()
     path, = (tmp_path / "scenes").iterdir()
     content, count = path.read_bytes(), 0
-    for damaged in damages(content):
+    for damaged in itertools.islice(damages(content), 0, None, 5):
         path.write_bytes(damaged)
         assert scenes.load_scenes(data, "train").sha256() == expected
         assert path.read_bytes() == content

@@ -19,7 +19,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,12 +81,9 @@ class Parsed(NamedTuple):
         return not self.problems
 
 
-def vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
+def vocabulary(names: Iterable[str]) -> tuple[str, ...]:
     """All words in token order: specials, punctuation, grammar, then the class words."""
     return (*_WORDS, *names)
-
-
-# ---------------------------------------------------------------------------------- writing
 
 
 def write(place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.ndarray,
@@ -98,28 +95,23 @@ def write(place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.
     PAD ...
     """
     clauses, clause_lengths = _clause_table(classes)
-    links, link_lengths = _connector_table()
+    links, link_lengths = _pad_rows([[_ID[word] for word in link.split()] for link in CONNECTORS])
     n = len(place)
     # pieces are written with their padding, which the next piece overwrites
     ids = np.zeros((n, LENGTH + clauses.shape[1]), dtype=np.uint8)
     ids[:, 0] = BOS
     cursor = np.arange(n, dtype=np.int64) * ids.shape[1] + 1  # into the flat view of ids
-    template, synonym, link = (
-        (choices[:, i * MAX_CLAUSES : (i + 1) * MAX_CLAUSES] % np.uint64(size)).astype(np.int64)
-        for i, size in enumerate((len(TEMPLATES), _SYNONYMS, len(CONNECTORS)))
-    )
+    sizes = (len(PLACES), _SYNONYMS, len(TEMPLATES), len(COLOURS), classes)
+    counts = np.array([len(TEMPLATES), _SYNONYMS, len(CONNECTORS)], dtype=np.uint64)
+    template, synonym, link = (choices.reshape(n, 3, -1) % counts[:, None]).astype(
+        np.int64).transpose(1, 0, 2)
     for slot in range(place.shape[1]):
         used = place[:, slot] != UNUSED
         if slot:
             row = np.where(used, link[:, slot], len(CONNECTORS))  # the last row is empty
             cursor = _append(ids, cursor, links[row], link_lengths[row])
-        row = np.ravel_multi_index(
-            [np.where(used, x, 0) for x in (
-                place[:, slot], synonym[:, slot], template[:, slot], colour[:, slot],
-                label[:, slot])],
-            (len(PLACES), _SYNONYMS, len(TEMPLATES), len(COLOURS), classes),
-        )
-        row = np.where(used, row, len(clauses) - 1)
+        parts = [np.where(used, x[:, slot], 0) for x in (place, synonym, template, colour, label)]
+        row = np.where(used, np.ravel_multi_index(parts, sizes), len(clauses) - 1)
         cursor = _append(ids, cursor, clauses[row], clause_lengths[row])
     ids.reshape(-1)[cursor] = _ID["."]
     ids.reshape(-1)[cursor + 1] = EOS
@@ -135,19 +127,12 @@ def _append(ids, cursor, piece, lengths) -> np.ndarray:
 @functools.cache
 def _clause_table(classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (rows, longest clause) and lengths of all clauses; the last row is empty."""
-    words = [str(number) for number in range(classes)]  # stand for the class words
-    ids = {**_ID, **{word: len(_WORDS) + i for i, word in enumerate(words)}}
-    rows = [
-        template.format(place=PLACE_WORDS[p][s], colour=colour, label=word).split()
-        for p, s, template, colour, word in itertools.product(
-            range(len(PLACES)), range(_SYNONYMS), TEMPLATES, COLOURS, words)
-    ]
-    return _pad_rows([[ids[word] for word in row] for row in rows])
-
-
-@functools.cache
-def _connector_table() -> tuple[np.ndarray, np.ndarray]:
-    return _pad_rows([[_ID[word] for word in link.split()] for link in CONNECTORS])
+    names = [str(number) for number in range(classes)]  # stand for the class words
+    ids = {word: index for index, word in enumerate(vocabulary(names))}
+    return _pad_rows([
+        [ids[word] for word in template.format(place=words[s], colour=colour, label=name).split()]
+        for words, s, template, colour, name in itertools.product(
+            PLACE_WORDS, range(_SYNONYMS), TEMPLATES, COLOURS, names)])
 
 
 def _pad_rows(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,32 +151,23 @@ def paraphrases(clauses, n: int, seed: int, names: tuple[str, ...]) -> list[str]
     than `n` captions of them (16 for one clause) or none at all.
     """
     clauses = sorted(set(clauses))
-    places = {clause.place for clause in clauses}
     k = len(clauses)
-    if not 1 <= k <= MAX_CLAUSES or len(places) < k or (CENTER in places and k > 1):
-        raise SettingsError(f"no caption has the clauses {clauses}; use one center clause, or one "
-                            "to four clauses in different quadrants")
-    most = math.factorial(k) * (len(TEMPLATES) * _SYNONYMS) ** k * len(CONNECTORS) ** (k - 1)
-    if not 0 <= n <= most:
-        raise SettingsError(f"{n} paraphrases asked for; this scene has between 0 and {most}")
+    places = {clause.place for clause in clauses}
+    most = math.factorial(k) * (len(TEMPLATES) * _SYNONYMS) ** k * len(CONNECTORS) ** max(k - 1, 0)
+    if not 1 <= k == len(places) or (CENTER in places and k > 1) or not 0 <= n <= most:
+        raise SettingsError(f"there are no {n} captions of {clauses}; use one center clause, or "
+                            "clauses in different quadrants (one clause has 16 captions)")
     draw = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < n:
         draw.shuffle(clauses)
-        found[_sentence(clauses, draw, names)] = None
+        text = ""
+        for place, colour, label in clauses:
+            text += f"{draw.choice(CONNECTORS)} " if text else ""
+            text += draw.choice(TEMPLATES).format(
+                place=draw.choice(PLACE_WORDS[place]), colour=COLOURS[colour], label=names[label])
+        found[f"{text}."] = None
     return list(found)
-
-
-def _sentence(clauses: list[Clause], draw: random.Random, names: tuple[str, ...]) -> str:
-    text = ""
-    for index, (place, colour, label) in enumerate(clauses):
-        text += f"{draw.choice(CONNECTORS)} " if index else ""
-        text += draw.choice(TEMPLATES).format(
-            place=draw.choice(PLACE_WORDS[place]), colour=COLOURS[colour], label=names[label])
-    return text + "."
-
-
-# ---------------------------------------------------------------------------------- reading
 
 
 def parse(text: str, names: tuple[str, ...]) -> Parsed:
@@ -200,19 +176,17 @@ def parse(text: str, names: tuple[str, ...]) -> Parsed:
     A clause is sound when it fits a template and no other clause has its place. Everything else
     is a problem: unknown words, word order, duplicate or contradictory clauses, a center item
     beside others, a missing connector or full stop, wrong spacing.
-
-    >>> parse("the top left is red two.", NUMBERS)
-    Parsed(clauses=frozenset({Clause(place=0, colour=1, label=2)}), problems=(), units=1)
     """
     problems = [] if text.endswith(".") else ["no full stop at the end"]
     units = text.removesuffix(".").split(",")
     found = []
     for index, unit in enumerate(units):
-        clause = _read_clause(unit, index > 0, names)
-        if clause is None:
-            problems.append(_complaint(unit, names))
-        else:
+        if clause := _read_clause(unit, index > 0, names):
             found.append(clause)
+        else:
+            known = vocabulary(names)[len(SPECIALS):]
+            problems.append(next((f"unknown word {word!r}" for word in unit.split()
+                                  if word not in known), f"not a clause: {unit!r}"))
     for place, count in sorted(Counter(clause.place for clause in found).items()):
         if count > 1:
             same = len({clause for clause in found if clause.place == place}) == 1
@@ -226,36 +200,21 @@ def parse(text: str, names: tuple[str, ...]) -> Parsed:
 
 
 def _read_clause(unit: str, linked: bool, names: tuple[str, ...]) -> Clause | None:
-    if linked:
-        link = _LINK.match(unit)
-        if not link:
-            return None
-        unit = unit[link.end():]
-    for pattern in _patterns(names):
+    for pattern in _patterns(linked, names):
         if match := pattern.fullmatch(unit):
             place = next(i for i, words in enumerate(PLACE_WORDS) if match["place"] in words)
             return Clause(place, COLOURS.index(match["colour"]), names.index(match["label"]))
     return None
 
 
-_LINK = re.compile("|".join(
-    re.escape(f"{link[1:]} ") for link in sorted(CONNECTORS, key=len, reverse=True)))
-
-
 @functools.cache
-def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern, ...]:
-    groups = {
-        "place": "|".join(itertools.chain(*PLACE_WORDS)), "colour": "|".join(COLOURS),
-        "label": "|".join(map(re.escape, names)),
-    }
-    groups = {name: f"(?P<{name}>{words})" for name, words in groups.items()}
-    return tuple(re.compile(template.format(**groups)) for template in TEMPLATES)
-
-
-def _complaint(unit: str, names: tuple[str, ...]) -> str:
-    known = vocabulary(names)[len(SPECIALS):]
-    unknown = [word for word in unit.split() if word not in known]
-    return f"unknown word {unknown[0]!r}" if unknown else f"not a clause: {unit!r}"
+def _patterns(linked: bool, names: tuple[str, ...]) -> tuple[re.Pattern, ...]:
+    """One pattern a template; linked: behind a comma and a connector."""
+    groups = {"place": itertools.chain(*PLACE_WORDS), "colour": COLOURS, "label": names}
+    groups = {name: f"(?P<{name}>{'|'.join(map(re.escape, words))})"
+              for name, words in groups.items()}
+    link = f"({'|'.join(connector[1:] for connector in CONNECTORS)}) " if linked else ""
+    return tuple(re.compile(link + template.format(**groups)) for template in TEMPLATES)
 
 
 def official_units(text: str, names: tuple[str, ...]) -> list[tuple[int, int | None, int | None]]:
@@ -267,18 +226,15 @@ def official_units(text: str, names: tuple[str, ...]) -> list[tuple[int, int | N
     item; a trailing comma makes a unit of nothing; "shirt" needs a space before it. None: no such
     word. Differences: class words stand for the official numerals, "boot" for "ankle boot".
     """
-    units = []
+    def first(words: Sequence[str]) -> int | None:
+        return next((i for i, word in enumerate(words) if word in unit), None)
+
+    units, labels = [], [" shirt" if name == "shirt" else name for name in names]
     for unit in text.split(","):
         place = next((i for i, words in enumerate(PLACE_WORDS[:CENTER])
                       if any(word in unit for word in words)), CENTER)
-        colour = next((i for i, word in enumerate(COLOURS) if word in unit), None)
-        label = next((i for i, word in enumerate(names)
-                      if (" shirt" if word == "shirt" else word) in unit), None)
-        units.append((place, colour, label))
+        units.append((place, first(COLOURS), first(labels)))
     return units
-
-
-# ---------------------------------------------------------------------------------- tokens
 
 
 class Tokenizer:
@@ -312,9 +268,8 @@ class Tokenizer:
             if index <= EOS:
                 known = self.words[EOS + 1:]
                 close = difflib.get_close_matches(word.lower(), known, n=1)
-                raise SettingsError(f"{word!r} is not in the vocabulary of the captions; "
-                                    + (f"did you mean {close[0]!r}?" if close else
-                                       f"known: {' '.join(known)}"))
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {' '.join(known)}"
+                raise SettingsError(f"{word!r} is not in the vocabulary of the captions; {hint}")
             ids.append(index)
         return [*ids, EOS]
 

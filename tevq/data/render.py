@@ -39,16 +39,13 @@ def offsets(size: int = IMAGE_SIZE) -> tuple[tuple[int, int], ...]:
 OFFSETS = offsets()
 
 
-def render(scenes: Any, items: SourceImages, index=slice(None), device=None) -> torch.Tensor:
+def render(scenes: Any, items: SourceImages, index=slice(None)) -> torch.Tensor:
     """Images of scenes: float32 (B, 3, S, S) in [-1, 1], black = -1.
 
-    scenes: a `scenes.Scenes`; items: of the split's part; index: slice or (B,) indices of scenes;
-    device: where to draw, by default where the items are (moving all items at every call is slow).
+    scenes: a `scenes.Scenes`; items: of the split's part, on the device where to draw; index:
+    slice or (B,) indices of scenes.
     """
-    items = items if device is None else items.to(device)
     size = scene_size(items.images.shape[-1])
-    if isinstance(index, torch.Tensor):
-        index = index.cpu().numpy()
     place = scenes.place[index]
     scene, slot = np.nonzero(place != UNUSED)
     offset = np.array(offsets(size))[place[scene, slot]]
@@ -73,15 +70,14 @@ def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene
     edge = images.shape[-1]  # a rim that takes what is cut off
     offset = offset.clamp(-edge, scene_size(edge)) + edge
     shape = (count, scene_size(edge) + 2 * edge, images.device)
-    canvas = None
+    canvas = _blank(*shape)
     item = torch.arange(len(images), device=images.device)
     inked = torch.tensor(RGB, dtype=torch.bool, device=images.device)[colour]  # (M, 3)
-    for layer in _layers(scene):
-        sheet = _blank(*shape)
+    for i, layer in enumerate(_layers(scene)):
+        sheet = _blank(*shape) if i else canvas
         row, channel = inked[layer].nonzero(as_tuple=True)
         _paint(sheet, images, item[layer][row], channel, offset[layer][row], scene[layer][row])
-        canvas = sheet if canvas is None else torch.maximum(canvas, sheet)
-    canvas = _blank(*shape) if canvas is None else canvas
+        canvas = torch.maximum(canvas, sheet) if i else canvas
     return canvas[:, :, edge:-edge, edge:-edge].contiguous()
 
 

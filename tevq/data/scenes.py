@@ -7,7 +7,6 @@ are drawn when needed (see `render`), never stored.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 from dataclasses import dataclass
@@ -66,13 +65,9 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.case)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
     def take(self, index) -> Scenes:
         """The scenes of a slice or an index array."""
-        return Scenes(**{name: array[index] for name, array in self.arrays().items()})
+        return Scenes(**{name: array[index] for name, array in vars(self).items()})
 
     def clauses(self, i: int) -> list[captions.Clause]:
         """What scene `i` shows, in the order of its caption."""
@@ -82,7 +77,7 @@ class Scenes:
     def sha256(self) -> str:
         """Hash of names, types, shapes and values."""
         total = hashlib.sha256()
-        for name, array in self.arrays().items():
+        for name, array in vars(self).items():
             total.update(f"{name} {array.dtype} {array.shape};".encode())
             total.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))))
         return total.hexdigest()
@@ -126,7 +121,7 @@ def build(data: DataConfig, split: str, labels: np.ndarray, batch: int = 16_384)
         draws = _stream(f"scenes/{split}/{data.seed}", start * _DRAWS, len(chosen) * _DRAWS)
         parts.append(_make(chosen, draws.reshape(-1, _DRAWS), pools, split in ("val", "test")))
     return Scenes(**{name: np.concatenate([getattr(part, name) for part in parts])
-                     for name in parts[0].arrays()})
+                     for name in vars(parts[0])})
 
 
 def _stream(name: str, start: int, count: int) -> np.ndarray:
@@ -211,7 +206,7 @@ def load_scenes(data: DataConfig, split: str) -> Scenes:
     scenes = build(data, split, items.labels.numpy())
     try:
         save_tree(folder, stem, {name: torch.from_numpy(array)
-                                 for name, array in scenes.arrays().items()})
+                                 for name, array in vars(scenes).items()})
     except StorageError as error:
         print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
     return scenes
