@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tevq.data.source import SourceImages
 from tevq.evaluate import equivariance
-from tevq.evaluate.equivariance import Agreement, Probe, Window
+from tevq.evaluate.equivariance import Agreement, Encoded, Probe
 from tevq.models.quantizer import Quantizer
 
 STRIDE = 4
@@ -97,7 +97,7 @@ def test_kappa_and_error_by_hand():
     ink = torch.tensor([[[False, True], [False, False]]])
     ones = torch.ones(1, 2, 2, 2)
     total = Agreement(2)
-    total.add(Window(ones, codes, ink), Window(ones * 3, other, ink & False))
+    total.add(Encoded(ones, codes, ink), Encoded(ones * 3, other, ink & False))
     every, foreground = total.rows()
     assert every["agreement"] == 0.75 and every["n"] == 4
     chance = 0.5 * 0.25 + 0.5 * 0.75
@@ -113,7 +113,7 @@ def test_cohens_kappa_is_scikit_learns():
     b = torch.where(torch.rand(b.shape) < 0.5, a, b)
     ink, features = torch.ones(5, 6, 6, dtype=torch.bool), torch.rand(5, 2, 6, 6)
     total = Agreement(4)
-    total.add(Window(features, a, ink), Window(features, b, ink))
+    total.add(Encoded(features, a, ink), Encoded(features, b, ink))
     expected = cohen_kappa_score(a.flatten(), b.flatten())
     assert total.rows()[0]["kappa"] == pytest.approx(expected)
 
@@ -123,8 +123,8 @@ def test_merged_codes_are_compared_as_if_they_had_been_written_so():
     ink, features = torch.rand(5, 4, 4) < 0.5, torch.rand(5, 2, 4, 4)
     groups = torch.tensor([0, 1, 0, 2, 1, 2])
     fine, coarse = Agreement(6), Agreement(3)
-    fine.add(Window(features, a, ink), Window(features, b, ink))
-    coarse.add(Window(features, groups[a], ink), Window(features, groups[b], ink))
+    fine.add(Encoded(features, a, ink), Encoded(features, b, ink))
+    coarse.add(Encoded(features, groups[a], ink), Encoded(features, groups[b], ink))
     assert fine.rows(groups) == coarse.rows()
     assert fine.rows() != coarse.rows()
 
@@ -148,10 +148,7 @@ def test_merging_makes_an_encoder_that_knows_the_row_look_equivariant(probe):
 
 def test_shifts_and_their_aligned_positions():
     assert [equivariance.nearest_cell(d, 4) for d in range(9)] == [0, 0, 0, 1, 1, 1, 1, 2, 2]
-    grid = equivariance.grid_shifts(4)
-    assert len(grid) == 3 * 8 and (0, 32) in grid and (32, 32) in grid and (0, 36) not in grid
-    assert equivariance.subgrid_shifts(4) == [
-        s for d in (1, 2, 3) for s in ((0, d), (d, 0), (d, d))]
+    assert equivariance.shifts([1, 32]) == [(0, 1), (1, 0), (1, 1), (0, 32), (32, 0), (32, 32)]
 
 
 def test_sweep_is_perfect_at_every_multiple_of_the_stride(probe):
@@ -162,12 +159,12 @@ def test_sweep_is_perfect_at_every_multiple_of_the_stride(probe):
         assert (row["feature_error"] < 1e-6) == (row["shift"] % STRIDE == 0)
 
 
-def test_pooling_equals_one_pass(probe):
+def test_sums_of_several_pairs(probe):
     model = PatchEncoder()
-    parts = equivariance.compare_shifts(model, probe, [(0, 1), (2, 0)])
-    pooled = equivariance.pool(list(parts.values())).rows()[0]
-    n = [part.rows()[0]["n"] for part in parts.values()]
-    agreement = [part.rows()[0]["agreement"] for part in parts.values()]
-    expected = sum(a * m for a, m in zip(agreement, n, strict=True)) / sum(n)
-    assert pooled["agreement"] == pytest.approx(expected) and pooled["n"] == sum(n)
+    pairs = list(equivariance.compare_shifts(model, probe, [(0, 1), (2, 0)]))
+    pooled = Agreement(model.quantizer.K, pairs).rows()[0]
+    parts = [Agreement(model.quantizer.K, [pair]).rows()[0] for pair in pairs]
+    n = sum(part["n"] for part in parts)
+    expected = sum(part["agreement"] * part["n"] for part in parts) / n
+    assert pooled["agreement"] == pytest.approx(expected) and pooled["n"] == n
     assert math.isfinite(pooled["kappa"])

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,23 +32,41 @@ from tevq.data.source import SourceImages
 Shift = tuple[int, int]  # pixels down, pixels right
 
 
-@dataclass
+@dataclass(frozen=True)
+class Encoded:
+    """Scenes as the quantizer sees them: features (B, D, h, w), codes and ink (B, h, w)."""
+
+    features: torch.Tensor
+    codes: torch.Tensor
+    ink: torch.Tensor  # True where the cell's pixels show any of the item
+
+    def window(self, row: int, col: int) -> Encoded:
+        """The half-sized window whose top-left cell is (row, col)."""
+        n = self.codes.shape[-1] // 2
+        part = (..., slice(row, row + n), slice(col, col + n))
+        return Encoded(self.features[part], self.codes[part], self.ink[part])
+
+
+Pair = tuple[Encoded, Encoded]  # two windows of the same size, the first the reference
+
+
 class Agreement:
     """Sums over compared cells; read them with `rows`."""
 
-    K: int
-    # per kind of cells (K, K): how often a cell had code i in the reference and j when compared
-    joint: dict[str, torch.Tensor] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
-    size: dict[str, float] = field(default_factory=lambda: {"all": 0.0, "foreground": 0.0})
+    def __init__(self, K: int, pairs: Iterable[Pair] = ()):
+        self.K = K
+        # per kind of cells (K, K): how often a cell had code i in the reference and j when compared
+        self.joint = {"all": 0, "foreground": 0}
+        self.error, self.size = dict(self.joint), dict(self.joint)
+        for a, b in pairs:
+            self.add(a, b)
 
-    def add(self, a: Window, b: Window) -> None:
+    def add(self, a: Encoded, b: Encoded) -> None:
         """Compares two windows of the same size, `a` the reference."""
         either = a.ink | b.ink
         for cells, mask in (("all", torch.ones_like(either)), ("foreground", either)):
-            pairs = a.codes[mask] * self.K + b.codes[mask]
-            joint = torch.bincount(pairs, minlength=self.K**2).view(self.K, self.K)
-            self.joint[cells] = self.joint.get(cells, 0) + joint
+            codes = a.codes[mask] * self.K + b.codes[mask]
+            self.joint[cells] += torch.bincount(codes, minlength=self.K**2).view(self.K, self.K)
             weight = mask[:, None]
             self.error[cells] += float(((a.features - b.features).square() * weight).sum())
             self.size[cells] += float((a.features.square() * weight).sum())
@@ -56,7 +75,6 @@ class Agreement:
         """For all and for foreground cells: `agreement`, `kappa`, `feature_error`, `n` cells.
 
         merge (K,): the group of every code, when codes of one group count as the same code.
-
         `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None
         when chance agreement is 1: one code covers everything (a collapsed codebook).
         """
@@ -75,30 +93,6 @@ class Agreement:
                                   "feature_error": error, "n": n,
                                   "codes_used": int((share[0] > 0).sum())})
         return rows
-
-
-@dataclass(frozen=True)
-class Window:
-    """A square part of the code grid: features (B, D, n, n), codes and ink (B, n, n)."""
-
-    features: torch.Tensor
-    codes: torch.Tensor
-    ink: torch.Tensor  # True where the cell's pixels show any of the item
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch of scenes as the quantizer sees it, over the whole grid."""
-
-    features: torch.Tensor
-    codes: torch.Tensor
-    ink: torch.Tensor
-
-    def window(self, row: int, col: int) -> Window:
-        """The half-sized window whose top-left cell is (row, col)."""
-        n = self.codes.shape[-1] // 2
-        part = (..., slice(row, row + n), slice(col, col + n))
-        return Window(self.features[part], self.codes[part], self.ink[part])
 
 
 @torch.no_grad()
@@ -126,9 +120,8 @@ class Probe:
         self.offsets = scenes.offsets(self.size)
         # for the context measure: three other items, and all colours
         self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]
-        self.colour = torch.randint(len(scenes.COLOURS), (self.count,), generator=random)
-        self.other_colour = torch.randint(len(scenes.COLOURS), (len(self.others),),
-                                          generator=random)
+        self.colour = torch.randint(4, (self.count,), generator=random)
+        self.other_colour = torch.randint(4, (len(self.others),), generator=random)
 
     def at(self, row: int, col: int) -> torch.Tensor:
         """Scenes (count, 3, S, S) with one item, its top-left pixel at (row, col)."""
@@ -139,11 +132,10 @@ class Probe:
     def crowded(self, quadrant: int) -> torch.Tensor:
         """Scenes with the item in `quadrant` and other items in the other three."""
         x = self.at(*self.offsets[quadrant])
-        rest = [q for q in range(4) if q != quadrant]
-        offset = torch.tensor([self.offsets[q] for q in rest]).repeat(self.count, 1)
+        rest = [self.offsets[q] for q in range(4) if q != quadrant]
+        offset = torch.tensor(rest).repeat(self.count, 1)
         scene = torch.arange(self.count).repeat_interleave(3)[: len(self.others)]
-        other = scenes.draw(self.others, self.other_colour, offset[: len(scene)], scene,
-                            self.count)
+        other = scenes.draw(self.others, self.other_colour, offset[: len(scene)], scene, self.count)
         return torch.maximum(x, other.to(self.device))
 
 
@@ -152,71 +144,48 @@ def nearest_cell(pixels: int, stride: int) -> int:
     return math.ceil(pixels / stride - 0.5)
 
 
-def grid_shifts(stride: int, size: int = scenes.IMAGE_SIZE) -> list[Shift]:
-    """Multiples of the stride up to half the size of a scene: right, down, and diagonally."""
-    steps = range(stride, size // 2 + 1, stride)
+def shifts(steps: Iterable[int]) -> list[Shift]:
+    """Every step right, down, and diagonally."""
     return [s for d in steps for s in ((0, d), (d, 0), (d, d))]
 
 
-def subgrid_shifts(stride: int) -> list[Shift]:
-    """1 ... stride - 1 px: right, down, and diagonally."""
-    return [s for d in range(1, stride) for s in ((0, d), (d, 0), (d, d))]
-
-
-def compare_shifts(model: Any, probe: Probe, shifts: list[Shift]) -> dict[Shift, Agreement]:
+def compare_shifts(model: Any, probe: Probe, shifts: Iterable[Shift]) -> Iterator[Pair]:
     """Equation 2 for each shift of the item from the upper-left quadrant."""
     row, col = probe.offsets[0]
-    K = model.quantizer.K
     reference = encode(model, probe.at(row, col)).window(0, 0)
-    found = {}
     for down, right in shifts:
         moved = encode(model, probe.at(row + down, col + right))
         cell = nearest_cell(down, model.stride), nearest_cell(right, model.stride)
-        found[down, right] = Agreement(K)
-        found[down, right].add(reference, moved.window(*cell))
-    return found
+        yield reference, moved.window(*cell)
 
 
-def official(model: Any, probe: Probe) -> Agreement:
+def _alone(model: Any, probe: Probe, place: int) -> tuple[Encoded, Shift]:
+    """The window around the item at a place, and its top-left cell."""
+    at = probe.offsets[place]
+    cell = tuple((a - b) // model.stride for a, b in zip(at, probe.offsets[0], strict=True))
+    return encode(model, probe.at(*at)).window(*cell), cell
+
+
+def official(model: Any, probe: Probe) -> Iterator[Pair]:
     """The official ShiftEqMetric: centre and quadrants, ten pairs of windows."""
-    half = probe.size // 2 // model.stride
-    cells = [(0, 0), (0, half), (half, 0), (half, half), (half // 2, half // 2)]
-    windows = [encode(model, probe.at(*place)).window(*cell)
-               for place, cell in zip(probe.offsets, cells, strict=True)]
-    total = Agreement(model.quantizer.K)
-    for a, b in itertools.combinations(windows, 2):
-        total.add(a, b)
-    return total
+    return itertools.combinations([_alone(model, probe, place)[0] for place in range(5)], 2)
 
 
-def context(model: Any, probe: Probe) -> Agreement:
+def context(model: Any, probe: Probe) -> Iterator[Pair]:
     """The same item in the same quadrant, alone or among three others."""
-    half = probe.size // 2 // model.stride
-    total = Agreement(model.quantizer.K)
-    for quadrant, cell in enumerate([(0, 0), (0, half), (half, 0), (half, half)]):
-        alone = encode(model, probe.at(*probe.offsets[quadrant])).window(*cell)
-        total.add(alone, encode(model, probe.crowded(quadrant)).window(*cell))
-    return total
-
-
-def pool(parts: list[Agreement]) -> Agreement:
-    """Sums of several comparisons."""
-    total = Agreement(parts[0].K)
-    for part in parts:
-        for cells, joint in part.joint.items():
-            total.joint[cells] = total.joint.get(cells, 0) + joint
-            total.error[cells] += part.error[cells]
-            total.size[cells] += part.size[cells]
-    return total
+    for quadrant in range(4):
+        alone, cell = _alone(model, probe, quadrant)
+        yield alone, encode(model, probe.crowded(quadrant)).window(*cell)
 
 
 def compare(model: Any, probe: Probe) -> dict[str, Agreement]:
     """The comparisons behind all four measures."""
-    s = model.stride
-    grid = pool(list(compare_shifts(model, probe, grid_shifts(s, probe.size)).values()))
-    subgrid = pool(list(compare_shifts(model, probe, subgrid_shifts(s)).values()))
-    return {"official": official(model, probe), "grid": grid, "subgrid": subgrid,
-            "context": context(model, probe)}
+    stride, K = model.stride, model.quantizer.K
+    grid, subgrid = range(stride, probe.size // 2 + 1, stride), range(1, stride)
+    return {"official": Agreement(K, official(model, probe)),
+            "grid": Agreement(K, compare_shifts(model, probe, shifts(grid))),
+            "subgrid": Agreement(K, compare_shifts(model, probe, shifts(subgrid))),
+            "context": Agreement(K, context(model, probe))}
 
 
 def measure(found: dict[str, Agreement]) -> list[dict[str, Any]]:
@@ -240,13 +209,14 @@ def merged(found: dict[str, Agreement], codebook: torch.Tensor) -> list[dict[str
     rows, left = [], len(codebook) // 2
     while left >= 4:
         merge = merge_codes(codebook, left)
-        for name, total in found.items():
-            rows += total.rows(merge, measure=name, groups=left)
+        rows += [row for name, total in found.items()
+                 for row in total.rows(merge, measure=name, groups=left)]
         left //= 2
     return rows
 
 
 def sweep(model: Any, probe: Probe, farthest: int = 16) -> list[dict[str, Any]]:
     """Shifts of 0 ... `farthest` px to the right, one row per shift and kind of cells."""
-    found = compare_shifts(model, probe, [(0, d) for d in range(farthest + 1)])
-    return [row for (_, d), total in found.items() for row in total.rows(shift=d)]
+    pairs = compare_shifts(model, probe, [(0, d) for d in range(farthest + 1)])
+    return [row for d, pair in enumerate(pairs)
+            for row in Agreement(model.quantizer.K, [pair]).rows(shift=d)]

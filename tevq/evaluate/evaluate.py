@@ -7,11 +7,10 @@ share; `evaluation` also keeps counts per scene (`scenes.csv.gz`) and examples (
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import time
 
+import pandas as pd
 import torch
 
 from tevq.config import Settings
@@ -37,22 +36,22 @@ def evaluate_quantizer(settings: Settings, results=None) -> Run:
     """
     run = open_run(settings, "quantizer", results)
     with run.lock():
-        if not run.done:
-            began = time.monotonic()
-            evaluator, where = _begin(run, settings, results, "classifier", "stage1")
-            found = [_reconstruction(settings, evaluator, split) for split in SPLITS]
-            items = load_items(settings.data, "test")
-            count = min(PROBE_ITEMS, settings.data.test // 5)
-            probe = equivariance.Probe(items, count, settings.data.seed, where.device)
-            compared = equivariance.compare(evaluator.vqgan, probe)
-            codebook = evaluator.vqgan.quantizer.table()
-            run.finish({
-                "rows": [row for rows, _ in found for row in rows],
-                "reconstruction": [line for _, line in found],
-                "equivariance": equivariance.measure(compared),
-                "merged": equivariance.merged(compared, codebook),
-                "sweep": equivariance.sweep(evaluator.vqgan, probe),
-                "seconds": time.monotonic() - began})
+        if run.done:
+            return run
+        began = time.monotonic()
+        evaluator = _begin(run, settings, results, "classifier", "stage1")
+        found = [_reconstruction(settings, evaluator, split) for split in SPLITS]
+        count = min(PROBE_ITEMS, settings.data.test // 5)
+        probe = equivariance.Probe(load_items(settings.data, "test"), count, settings.data.seed,
+                                   evaluator.device)
+        compared = equivariance.compare(evaluator.vqgan, probe)
+        run.finish({
+            "rows": [row for rows, _ in found for row in rows],
+            "reconstruction": [line for _, line in found],
+            "equivariance": equivariance.measure(compared),
+            "merged": equivariance.merged(compared, evaluator.vqgan.quantizer.table()),
+            "sweep": equivariance.sweep(evaluator.vqgan, probe),
+            "seconds": time.monotonic() - began})
     return run
 
 
@@ -64,30 +63,31 @@ def evaluate(settings: Settings, results=None) -> Run:
     """
     run = open_run(settings, "evaluation", results)
     with run.lock():
-        if not run.done:
-            began = time.monotonic()
-            evaluator, _ = _begin(run, settings, results, "classifier", "stage1", "stage2")
-            model = transformer.load(settings, results, evaluator.device)
-            rows, lines, kept, painted = [], [], {}, {}
-            for split in SPLITS:
-                found = _both_directions(settings, evaluator, model, split, results)
-                rows += found[0]
-                lines += found[1]
-                kept[split] = found[2]
-                painted |= found[3]
-                print(f"{run.name}: {split} done", flush=True)
-            write_atomically(run.folder / "scenes.csv.gz", _as_csv(lines))
-            examples.save(run, kept, painted)
-            run.finish({"rows": rows, "seconds": time.monotonic() - began})
+        if run.done:
+            return run
+        began = time.monotonic()
+        evaluator = _begin(run, settings, results, "classifier", "stage1", "stage2")
+        model = transformer.load(settings, results, evaluator.device)
+        rows, counts, kept, painted = [], [], {}, {}
+        for split in SPLITS:
+            columns, kept[split] = _both_directions(settings, evaluator, model, split, results,
+                                                    rows, painted)
+            counts.append(columns)
+            print(f"{run.name}: {split} done", flush=True)
+        text = pd.concat(counts).to_csv(index=False, lineterminator="\n")
+        # compressed to a twentieth; the same counts give the same bytes
+        write_atomically(run.folder / "scenes.csv.gz", gzip.compress(text.encode(), mtime=0))
+        examples.save(run, kept, painted)
+        run.finish({"rows": rows, "seconds": time.monotonic() - began})
     return run
 
 
-def _begin(run: Run, settings: Settings, results, *kinds: str) -> tuple[Evaluator, devices.Device]:
+def _begin(run: Run, settings: Settings, results, *kinds: str) -> Evaluator:
     """Everything is evaluated in float32, so that a result does not depend on batches."""
     where = devices.detect("float32")
     evaluator = Evaluator.load(settings, results, where.device)
     run.start(where, parents(settings, *kinds, results=results))
-    return evaluator, where
+    return evaluator
 
 
 def _reconstruction(settings: Settings, evaluator: Evaluator, split: str
@@ -115,32 +115,38 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str
     return rows, line | codebook_health(evaluator.vqgan.quantizer.table(), counts)
 
 
-def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str, results
-                     ) -> tuple[list[dict], list[dict], dict, dict]:
-    """Rows per case, lines per scene, and examples of one split: records, images."""
+def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str, results,
+                     rows: list[dict], painted: dict) -> tuple[pd.DataFrame, dict]:
+    """Counts per scene and the record of the examples of one split.
+
+    Appends rows per case to `rows`, and puts the examples' images into `painted`.
+    """
     options, seed = settings.evaluation, settings.seed
     scenes, _ = split_of(settings, split, options.scenes)
     truth = encoded_split(settings, split, evaluator, results)[: len(scenes)].long()
-    rows, columns, painted = [], {}, {}
     chosen = examples.first_of_each_case(scenes.case)
     kept = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
+    columns = {"split": split, "scene": range(len(scenes)),
+               "case": [CASES[case] for case in scenes.case]}
 
-    def keep(scores: dict[str, Score], task: str, decoding: str) -> None:
+    def count(scores: dict[str, Score], task: str, decoding: str) -> None:
         rows.extend(_rows(scores, scenes, split=split, task=task, decoding=decoding))
         for metric, score in scores.items():
-            columns[f"{task}_{decoding}_{metric}"] = score
+            for part, values in zip(("correct", "n"), score, strict=True):
+                columns[f"{task}_{decoding}_{metric}_{part}"] = values.astype(int)
 
     for decoding in DECODINGS:
+        greedy = decoding == "greedy"
         if settings.stage2.directions != "i2t":
-            codes = evaluator.text_to_image(model, scenes, options, seed, decoding == "greedy")
-            keep(evaluator.score_codes(codes, scenes), "t2i", decoding)
+            codes = evaluator.text_to_image(model, scenes, options, seed, greedy)
+            count(evaluator.score_codes(codes, scenes), "t2i", decoding)
             kept[f"t2i_{decoding}"] = codes[chosen].tolist()
             painted[split, decoding] = examples.paint(evaluator, codes[chosen], scenes.take(chosen))
         if settings.stage2.directions != "t2i":
-            texts = evaluator.image_to_text(model, truth, options, seed, decoding == "greedy")
-            keep(evaluator.score_texts(texts, scenes), "i2t", decoding)
+            texts = evaluator.image_to_text(model, truth, options, seed, greedy)
+            count(evaluator.score_texts(texts, scenes), "i2t", decoding)
             kept[f"i2t_{decoding}"] = [texts[i] for i in chosen]
-    return rows, _lines(columns, scenes, split), kept, painted
+    return pd.DataFrame(columns), kept
 
 
 def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
@@ -149,20 +155,3 @@ def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
     return [labels | {"case": case, "metric": metric, "value": score.value,
                       "correct": score.correct, "n": score.n}
             for case, metrics in table.items() for metric, score in metrics.items() if score.n]
-
-
-def _lines(columns: dict[str, Score], scenes: Scenes, split: str) -> list[dict]:
-    """One line per scene with right and counted of every metric."""
-    return [{"split": split, "scene": i, "case": CASES[scenes.case[i]]}
-            | {f"{name}_{part}": int(values[i]) for name, score in columns.items()
-               for part, values in zip(("correct", "n"), score, strict=True)}
-            for i in range(len(scenes))]
-
-
-def _as_csv(lines: list[dict]) -> bytes:
-    """Compressed to a twentieth; the same lines give the same bytes."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return gzip.compress(text.getvalue().encode(), mtime=0)
