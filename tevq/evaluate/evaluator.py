@@ -12,7 +12,14 @@ from tevq.config import EvaluationConfig, Settings, digest
 from tevq.data.captions import CENTER, Tokenizer
 from tevq.data.scenes import CASES, Scenes, load_items, load_scenes, part_of, render
 from tevq.data.source import SourceImages, class_names
-from tevq.evaluate.metrics import Score, quadrant_ink, read_places, score_captions, score_images
+from tevq.evaluate.metrics import (
+    Score,
+    by_case,
+    quadrant_ink,
+    read_places,
+    score_captions,
+    score_images,
+)
 from tevq.models import classifier, vqgan
 from tevq.models.classifier import Classifier
 from tevq.models.sampling import generate_captions, generate_images
@@ -62,33 +69,25 @@ class Evaluator:
                                               scenes.take(slice(i, i + CHUNK)))
                             for i in range(0, len(codes), CHUNK)])
 
-    def text_to_image(self, model: Transformer, scenes: Scenes, options: EvaluationConfig,
-                      seed: int, greedy: bool = False) -> torch.Tensor:
-        """Codes (N, h, w) painted for the captions of `scenes`."""
-        return self.paint(model, torch.from_numpy(scenes.caption.astype(np.int64)), options, seed,
-                          greedy)
-
-    def paint(self, model: Transformer, text: torch.Tensor, options: EvaluationConfig, seed: int,
-              greedy: bool = False) -> torch.Tensor:
-        """Codes (N, h, w) painted for token ids (N, L), int64."""
-        text = text.to(self.device)
-        seeds = sample_seeds(len(text), seed).to(self.device)
+    def text_to_image(self, model: Transformer, text, options: EvaluationConfig, seed: int,
+                      greedy: bool = False) -> torch.Tensor:
+        """Codes (N, h, w) painted for token ids (N, L), an array or tensor of whole numbers."""
         return torch.cat([
-            generate_images(model, words, numbers, options.temperature, options.top_k, greedy)
-            for words, numbers in zip(text.split(options.batch), seeds.split(options.batch),
-                                      strict=True)]).cpu()
+            generate_images(model, words, seeds, options.temperature, options.top_k, greedy)
+            for words, seeds in self._batches(torch.as_tensor(text).long(), options, seed)]).cpu()
 
     def image_to_text(self, model: Transformer, codes: torch.Tensor, options: EvaluationConfig,
                       seed: int, greedy: bool = False) -> list[str]:
         """Captions written for images given as codes (N, h, w)."""
-        seeds = sample_seeds(len(codes), seed).to(self.device)
-        texts = []
-        for part, numbers in zip(codes.to(self.device).split(options.batch),
-                                 seeds.split(options.batch), strict=True):
-            ids = generate_captions(model, part, numbers, options.temperature, options.top_k,
-                                    greedy)
-            texts += [self.tokenizer.decode(row) for row in ids.tolist()]
-        return texts
+        return [self.tokenizer.decode(row) for part, seeds in self._batches(codes, options, seed)
+                for row in generate_captions(model, part, seeds, options.temperature,
+                                             options.top_k, greedy).tolist()]
+
+    def _batches(self, x: torch.Tensor, options: EvaluationConfig, seed: int) -> zip:
+        """Parts of x (N, ...), and sampling seeds made of the run's seed and the scene only."""
+        seeds = torch.arange(len(x)) + (seed << 32)
+        return zip(x.to(self.device).split(options.batch),
+                   seeds.to(self.device).split(options.batch), strict=True)
 
     def score_texts(self, texts: list[str], scenes: Scenes) -> dict[str, Score]:
         """`metrics.CAPTION_METRICS` of captions written for `scenes`."""
@@ -100,11 +99,6 @@ def join_scores(parts: list[dict[str, Score]]) -> dict[str, Score]:
     """Scores per scene of consecutive batches as one."""
     return {metric: Score(*(np.concatenate([part[metric][k] for part in parts]) for k in range(2)))
             for metric in parts[0]}
-
-
-def sample_seeds(count: int, seed: int) -> torch.Tensor:
-    """One sampling seed per scene, (count,): a function of the run's seed and the scene only."""
-    return torch.arange(count) + (seed << 32)
 
 
 def split_of(settings: Settings, split: str, count: int = 0) -> tuple[Scenes, SourceImages]:
@@ -122,10 +116,10 @@ def encode_scenes(model: VQGAN, scenes: Scenes, items: SourceImages, where) -> t
     kind = torch.uint8 if model.quantizer.K <= 256 else torch.int32
     found, items = [], items.to(where.device)
     for start in range(0, len(scenes), CHUNK):
-        index = np.arange(start, min(start + CHUNK, len(scenes)))
-        x = render(scenes, items, index).contiguous(memory_format=torch.channels_last)
+        x = render(scenes, items, slice(start, start + CHUNK))
         with where.autocast():
-            found.append(model.codes(x).to(kind))
+            codes = model.codes(x.contiguous(memory_format=torch.channels_last))
+        found.append(codes.to(kind))
     return torch.cat(found).cpu()
 
 
@@ -137,12 +131,12 @@ def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=
     """
     run = open_run(settings, "stage1", results)
     folder = run.own / "state"
-    whole = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}"
-    stem, count = whole, 0  # 0: all
+    stem, count = f"codes-{split}-{digest(settings.as_dict()['data'])}-{run.checksum[:8]}", 0
+    names = [stem]
     if split == "train" and settings.stage2.fraction < 1:
         count = max(1, round(settings.data.train * settings.stage2.fraction))
-        stem = f"{whole}-{count}"
-    for path in (path for name in (whole, stem) for path in folder.glob(f"{name}.*.safetensors")):
+        names.append(f"{stem}-{count}")
+    for path in (path for name in names for path in folder.glob(f"{name}.*.safetensors")):
         try:
             return load_tree(path)[: count or None]
         except (DamagedFileError, OSError) as error:
@@ -152,12 +146,11 @@ def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=
     scenes, items = split_of(settings, split, count)
     codes = encode_scenes(evaluator.vqgan, scenes, items, devices.detect(settings.precision))
     print(f"encoded {len(codes):,} scenes of {split} in {time.monotonic() - began:.0f} s")
-    save_tree(folder, stem, codes)
+    save_tree(folder, names[-1], codes)
     return codes
 
 
 def case_values(scores: dict[str, Score], scenes: Scenes, metric: str) -> dict[str, float]:
     """Share of `metric` in every case, {case: value}."""
-    return {case: Score(scores[metric].correct[scenes.case == i],
-                        scores[metric].n[scenes.case == i]).value
-            for i, case in enumerate(CASES)}
+    table = by_case({metric: scores[metric]}, scenes.case, CASES)
+    return {case: found[metric].value for case, found in table.items()}

@@ -43,7 +43,7 @@ class Generator:
                                     f"'the upper left is blue {tokenizer.names[-1]}.'")
             row[: len(ids)] = torch.tensor(ids)
         options = self.settings.evaluation
-        codes = self.evaluator.paint(self.model, text, options, _seed(seed), greedy)
+        codes = self.evaluator.text_to_image(self.model, text, options, _seed(seed), greedy)
         return self.evaluator.decode(codes)
 
     def describe(self, images: torch.Tensor, seed: int = 0, greedy: bool = True) -> list[str]:

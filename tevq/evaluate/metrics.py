@@ -34,7 +34,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tevq.config import SettingsError
 from tevq.data.captions import UNUSED, Clause, official_units, parse
 from tevq.data.render import IMAGE_SIZE, crop
 
@@ -70,35 +69,23 @@ class Score(NamedTuple):
 def by_case(scores: dict[str, Score], case: np.ndarray, cases: Sequence[str]
             ) -> dict[str, dict[str, Score]]:
     """Sums {case: {metric: Score}} of scores per scene. case: (N,), index into `cases`."""
-    return {
-        name: {metric: Score(s.correct[case == i], s.n[case == i]).total()
-               for metric, s in scores.items()}
-        for i, name in enumerate(cases)
-    }
-
-
-# ---------------------------------------------------------------------------------- images
-
-
-def has_ink(images: torch.Tensor, place: torch.Tensor, center: torch.Tensor | None = None
-            ) -> torch.Tensor:
-    """Whether the crop at a place holds at least INK_PIXELS above INK_LEVEL: bool (B,).
-
-    images: (B, 3, S, S) in [-1, 1]; place: (B,), index into PLACES. center: bool (B,), scenes whose
-    center item is left out of account, with its cell of S/2 pixels.
-    """
-    size = images.shape[-1]
-    ink = images.amax(1, keepdim=True) > 2 * INK_LEVEL - 1  # (B, 1, S, S)
-    if center is not None:
-        low, high = size // 4, size - size // 4
-        ink[center.to(ink.device), :, low:high, low:high] = False
-    return crop(ink, place).sum((1, 2, 3)) >= INK_PIXELS * (size / IMAGE_SIZE) ** 2
+    return {name: {metric: Score(s.correct[case == i], s.n[case == i]).total()
+                   for metric, s in scores.items()} for i, name in enumerate(cases)}
 
 
 def quadrant_ink(images: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
-    """Which quadrants hold ink: bool (B, 4). In center scenes only what lies outside the center."""
-    places = [torch.full((len(images),), place, device=images.device) for place in range(4)]
-    return torch.stack([has_ink(images, place, center) for place in places], dim=1)
+    """Which quadrants hold at least INK_PIXELS above INK_LEVEL: bool (B, 4).
+
+    images: (B, 3, S, S) in [-1, 1]; center: bool (B,), scenes in which only what lies outside the
+    center's cell of S/2 pixels counts.
+    """
+    size = images.shape[-1]
+    ink = images.amax(1, keepdim=True) > 2 * INK_LEVEL - 1  # (B, 1, S, S)
+    low, high = size // 4, size - size // 4
+    ink[center.to(ink.device), :, low:high, low:high] = False
+    places = torch.arange(4)[:, None].expand(4, len(images))
+    pixels = torch.stack([crop(ink, place).sum((1, 2, 3)) for place in places], dim=1)
+    return pixels >= INK_PIXELS * (size / IMAGE_SIZE) ** 2
 
 
 def read_places(images: torch.Tensor, place: np.ndarray, predict: Callable
@@ -126,8 +113,7 @@ def score_images(seen_label: np.ndarray, seen_colour: np.ndarray, label: np.ndar
     colour, place: (N, 4), what the caption asks for; ink: bool (N, 4), quadrants with ink.
     """
     named = place != UNUSED
-    right_label = named & (np.asarray(seen_label) == label)
-    right_colour = named & (np.asarray(seen_colour) == colour)
+    right_label, right_colour = named & (seen_label == label), named & (seen_colour == colour)
     both = right_label & right_colour
     asked = (place[:, :, None] == np.arange(4)).any(1)  # (N, 4 quadrants)
     spurious = np.asarray(ink, dtype=bool) & ~asked
@@ -141,14 +127,9 @@ def score_images(seen_label: np.ndarray, seen_colour: np.ndarray, label: np.ndar
     }
 
 
-# ---------------------------------------------------------------------------------- captions
-
-
 def score_captions(texts: Sequence[str], truths: Sequence[Iterable[Clause]],
                    names: tuple[str, ...]) -> dict[str, Score]:
     """CAPTION_METRICS per caption. texts: N decoded captions; truths: the clauses of N scenes."""
-    if len(texts) != len(truths):
-        raise SettingsError(f"{len(texts)} captions for {len(truths)} scenes; give one per scene")
     rows = [_score_caption(text, list(truth), names)
             for text, truth in zip(texts, truths, strict=True)]
     table = np.array(rows, dtype=np.int64).reshape(len(rows), len(CAPTION_METRICS), 2)
@@ -159,7 +140,7 @@ def score_captions(texts: Sequence[str], truths: Sequence[Iterable[Clause]],
 def _score_caption(text: str, truth: list[Clause], names: tuple[str, ...]) -> list[tuple]:
     """(right, out of) for each of CAPTION_METRICS."""
     wanted = {clause.place: clause.label for clause in truth}
-    official = sum(place in wanted and wanted[place] == label
+    official = sum(wanted.get(place, -1) == label
                    for place, _, label in official_units(text, names))
     parsed = parse(text, names)
     clauses = parsed.clauses if parsed.ok else frozenset()

@@ -99,7 +99,7 @@ class Trainer:
         options, seed = self.settings.evaluation, self.settings.seed
         for split, (scenes, items) in self.probes.items():
             if self.s.directions != "i2t":
-                codes = self.evaluator.text_to_image(self.model, scenes, options, seed)
+                codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
                 values = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
                 self.run.log(step, probe=split, task="t2i", n=len(scenes),
                              sequences=step * self.batches.batch, **values)
