@@ -96,8 +96,7 @@ def test_kappa_and_error_by_hand():
     other = torch.tensor([[[0, 1], [1, 1]]])
     ink = torch.tensor([[[False, True], [False, False]]])
     ones = torch.ones(1, 2, 2, 2)
-    total = Agreement(2)
-    total.add(Encoded(ones, codes, ink), Encoded(ones * 3, other, ink & False))
+    total = Agreement(2, [(Encoded(ones, codes, ink), Encoded(ones * 3, other, ink & False))])
     every, foreground = total.rows()
     assert every["agreement"] == 0.75 and every["n"] == 4
     chance = 0.5 * 0.25 + 0.5 * 0.75
@@ -112,8 +111,7 @@ def test_cohens_kappa_is_scikit_learns():
     a, b = torch.randint(0, 4, (2, 5, 6, 6))
     b = torch.where(torch.rand(b.shape) < 0.5, a, b)
     ink, features = torch.ones(5, 6, 6, dtype=torch.bool), torch.rand(5, 2, 6, 6)
-    total = Agreement(4)
-    total.add(Encoded(features, a, ink), Encoded(features, b, ink))
+    total = Agreement(4, [(Encoded(features, a, ink), Encoded(features, b, ink))])
     expected = cohen_kappa_score(a.flatten(), b.flatten())
     assert total.rows()[0]["kappa"] == pytest.approx(expected)
 
@@ -122,9 +120,8 @@ def test_merged_codes_are_compared_as_if_they_had_been_written_so():
     a, b = torch.randint(0, 6, (2, 5, 4, 4))
     ink, features = torch.rand(5, 4, 4) < 0.5, torch.rand(5, 2, 4, 4)
     groups = torch.tensor([0, 1, 0, 2, 1, 2])
-    fine, coarse = Agreement(6), Agreement(3)
-    fine.add(Encoded(features, a, ink), Encoded(features, b, ink))
-    coarse.add(Encoded(features, groups[a], ink), Encoded(features, groups[b], ink))
+    fine = Agreement(6, [(Encoded(features, a, ink), Encoded(features, b, ink))])
+    coarse = Agreement(3, [(Encoded(features, groups[a], ink), Encoded(features, groups[b], ink))])
     assert fine.rows(groups) == coarse.rows()
     assert fine.rows() != coarse.rows()
 

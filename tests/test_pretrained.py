@@ -16,7 +16,7 @@ from tevq.config import SettingsError
 from tevq.data.scenes import render
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator
-from tevq.evaluate.generator import Generator
+from tevq.evaluate.evaluator import Generator
 from tevq.models import transformer
 from tevq.report import tables
 from tevq.runs.run import open_run

@@ -19,8 +19,7 @@ import torch
 from tevq.config import SettingsError, UserError, unknown
 from tevq.data.captions import Tokenizer
 from tevq.data.source import class_names
-from tevq.evaluate.evaluator import Evaluator
-from tevq.evaluate.generator import Generator
+from tevq.evaluate.evaluator import Evaluator, Generator
 from tevq.grid import COMPARED, Grid, choose
 from tevq.models import classifier, transformer, vqgan
 from tevq.runs import devices

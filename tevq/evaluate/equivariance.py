@@ -51,32 +51,27 @@ Pair = tuple[Encoded, Encoded]  # two windows of the same size, the first the re
 
 
 class Agreement:
-    """Sums over compared cells; read them with `rows`."""
+    """Sums over the cells of pairs of windows; read them with `rows`."""
 
-    def __init__(self, K: int, pairs: Iterable[Pair] = ()):
-        self.K = K
+    def __init__(self, K: int, pairs: Iterable[Pair]):
         # per kind of cells (K, K): how often a cell had code i in the reference and j when compared
         self.joint = {"all": 0, "foreground": 0}
         self.error, self.size = dict(self.joint), dict(self.joint)
         for a, b in pairs:
-            self.add(a, b)
-
-    def add(self, a: Encoded, b: Encoded) -> None:
-        """Compares two windows of the same size, `a` the reference."""
-        either = a.ink | b.ink
-        for cells, mask in (("all", torch.ones_like(either)), ("foreground", either)):
-            codes = a.codes[mask] * self.K + b.codes[mask]
-            self.joint[cells] += torch.bincount(codes, minlength=self.K**2).view(self.K, self.K)
-            weight = mask[:, None]
-            self.error[cells] += float(((a.features - b.features).square() * weight).sum())
-            self.size[cells] += float((a.features.square() * weight).sum())
+            ink = a.ink | b.ink
+            for cells, mask in (("all", torch.ones_like(ink)), ("foreground", ink)):
+                codes = torch.bincount(a.codes[mask] * K + b.codes[mask], minlength=K**2)
+                self.joint[cells] += codes.view(K, K)
+                difference = (a.features - b.features).square() * mask[:, None]
+                self.error[cells] += float(difference.sum())
+                self.size[cells] += float((a.features.square() * mask[:, None]).sum())
 
     def rows(self, merge: torch.Tensor | None = None, **labels: Any) -> list[dict[str, Any]]:
         """For all and for foreground cells: `agreement`, `kappa`, `feature_error`, `n` cells.
 
         merge (K,): the group of every code, when codes of one group count as the same code.
         `feature_error` is |F(T1 x) - T2 F(x)| / |F(x)| over the compared cells. `kappa` is None
-        when chance agreement is 1: one code covers everything (a collapsed codebook).
+        when one code covers everything (a collapsed codebook).
         """
         rows = []
         for cells, joint in self.joint.items():
