@@ -28,11 +28,9 @@ class Classifier(nn.Module):
         self.stages = nn.ModuleList([
             nn.Sequential(_block(3, w), _block(w, w)),
             nn.Sequential(nn.MaxPool2d(2), _block(w, 2 * w), _block(2 * w, 2 * w)),
-            nn.Sequential(nn.MaxPool2d(2), _block(2 * w, 4 * w), _block(4 * w, 4 * w)),
-        ])
+            nn.Sequential(nn.MaxPool2d(2), _block(2 * w, 4 * w), _block(4 * w, 4 * w))])
         self.dropout = nn.Dropout(0.3)
-        self.label_head = nn.Linear(4 * w, classes)
-        self.colour_head = nn.Linear(4 * w, colours)
+        self.label_head, self.colour_head = nn.Linear(4 * w, classes), nn.Linear(4 * w, colours)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W) in [-1, 1], H and W >= 4 -> features at 1, 1/2, 1/4 of the size."""

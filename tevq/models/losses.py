@@ -32,8 +32,7 @@ def feature_distance(classifier: Classifier) -> Perceptual:
         """Images (B, 3, H, W) in [-1, 1] -> mean distance, scalar."""
         with torch.no_grad():
             wanted = classifier.features(x)
-        return sum(_unit_difference(a, b) for a, b in zip(
-            wanted, classifier.features(y), strict=True))
+        return sum(map(_unit_difference, wanted, classifier.features(y)))
 
     return distance
 
@@ -72,8 +71,7 @@ class PatchDiscriminator(nn.Sequential):
     """
 
     def __init__(self, channels: int, layers: int):
-        modules: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-        width = channels
+        width, modules = channels, [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         for layer in range(1, layers + 1):
             out, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
             modules += [nn.Conv2d(width, out, 4, stride, 1, bias=False), nn.BatchNorm2d(out),
@@ -81,10 +79,9 @@ class PatchDiscriminator(nn.Sequential):
             width = out
         super().__init__(*modules, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self:
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
+            if not isinstance(module, nn.LeakyReLU):
+                mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+                nn.init.normal_(module.weight, mean, 0.02)
 
 
 def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -98,6 +95,6 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor,
 
     Clamped to [0, 10,000]; a constant for the backward pass.
     """
-    ours, = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    theirs, = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()
+    wanted, added = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+                     for loss in (reconstruction, adversarial))
+    return (wanted / (added + 1e-4)).clamp(0, 1e4).detach()
