@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tevq.config import SettingsError
 from tevq.models.classifier import Classifier
 
-Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Perceptual = Callable[[Tensor, Tensor], Tensor]
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the ImageNet weights LPIPS needs
 
 
@@ -28,7 +28,7 @@ def feature_distance(classifier: Classifier) -> Perceptual:
     channels, mean over positions (Zhang et al. 2018, equation 1 with weights 1). Needs no download.
     """
 
-    def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def distance(x: Tensor, y: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> mean distance, scalar."""
         with torch.no_grad():
             wanted = classifier.features(x)
@@ -37,7 +37,7 @@ def feature_distance(classifier: Classifier) -> Perceptual:
     return distance
 
 
-def _unit_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _unit_difference(a: Tensor, b: Tensor) -> Tensor:
     """Mean over positions of |a/|a| - b/|b||^2 = |u|^2 + |v|^2 - 2 u.v, without storing u and v."""
     a, b = a.float(), b.float()
     aa, bb, ab = (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)  # (B, H, W)
@@ -84,13 +84,12 @@ class PatchDiscriminator(nn.Sequential):
                 nn.init.normal_(module.weight, mean, 0.02)
 
 
-def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator's loss from its logits for real and reconstructed patches."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor,
-                    last_layer: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """VQGAN's balance: ratio of the two losses' gradient norms at the decoder's last layer.
 
     Clamped to [0, 10,000]; a constant for the backward pass.

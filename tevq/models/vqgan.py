@@ -7,7 +7,7 @@ resolution. A new one is one entry there: a module made from (channels, padding)
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tevq.config import Settings, SettingsError, Stage1Config
@@ -16,7 +16,7 @@ from tevq.models.quantizer import QUANTIZERS, Quantized
 from tevq.runs.run import open_run
 
 
-def pad(x: torch.Tensor, left_top: int, right_bottom: int, padding: str) -> torch.Tensor:
+def pad(x: Tensor, left_top: int, right_bottom: int, padding: str) -> Tensor:
     """Pads height and width of x (B, C, H, W); `padding` is replicate, zeros or circular."""
     mode = "constant" if padding == "zeros" else padding
     return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
@@ -37,7 +37,7 @@ class StridedConv(nn.Module):
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(pad(x, 0, 1, self.padding))
 
@@ -52,7 +52,7 @@ class Blur(nn.Module):
         kernel = torch.outer(taps, taps).repeat(channels, 1, 1, 1)  # (channels, 1, 5, 5)
         self.register_buffer("kernel", kernel, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)), sampled at even rows and columns."""
         return F.conv2d(pad(x, 2, 2, self.padding), self.kernel.to(x.dtype), stride=2,
                         groups=x.shape[1])
@@ -66,7 +66,7 @@ class ConvBlurpool(nn.Module):
         self.conv = Conv(channels, channels, padding)
         self.blur = Blur(channels, padding)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.blur(self.conv(x))
 
@@ -90,7 +90,7 @@ class MaxBlurpool(nn.Module):
         self.padding = padding
         self.blur = Blur(channels, padding)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2) for even H and W."""
         if self.padding == "circular":
             x = pad(x, 0, 1, self.padding)
@@ -113,7 +113,7 @@ class ResBlock(nn.Module):
         self.shortcut = (nn.Identity() if channels_in == channels_out else
                          nn.Conv2d(channels_in, channels_out, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
         return self.shortcut(x) + self.conv2(self.norm2(self.conv1(self.norm1(x))))
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> same shape."""
         B, C, h, w = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, 3 C)
@@ -144,7 +144,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv(channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
@@ -198,7 +198,7 @@ class VQGAN(nn.Module):
         self.encoder, self.decoder = build_encoder(s), build_decoder(s)
         self.quantizer = QUANTIZERS[s.quantizer](s.codes, s.code_dim)
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.
 
         Raises SettingsError for a wrong shape, type or (checked on CPUs only) range of images.
@@ -211,21 +211,21 @@ class VQGAN(nn.Module):
                 f"wanted floats (B, 3, H, W) in [-1, 1], H and W multiples of {self.stride}")
         return self.encoder(x)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
         """Images -> reconstructions (B, 3, H, W), not clamped, and what the quantizer returned."""
         quantized = self.quantizer(self.encode(x))
         return self.decoder(quantized.features), quantized
 
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
+    def codes(self, x: Tensor) -> Tensor:
         """Images -> codes (B, h, w)."""
         return self.quantizer.nearest(self.encode(x))
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode_codes(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> images clamped to [-1, 1], float32."""
         return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1, 1)
 
     @torch.no_grad()
-    def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> reconstructions clamped to [-1, 1], float32, and codes (B, h, w)."""
         codes = self.codes(x.contiguous(memory_format=torch.channels_last))
         return self.decode_codes(codes), codes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tevq.config import Settings
@@ -63,8 +64,7 @@ def _train(run: Run, settings: Settings) -> None:
                model.state_dict())
 
 
-def crops(items: SourceImages, index: torch.Tensor, colour: torch.Tensor, shift: torch.Tensor
-          ) -> torch.Tensor:
+def crops(items: SourceImages, index: Tensor, colour: Tensor, shift: Tensor) -> Tensor:
     """Items drawn in colours and moved by `shift` px down and right, as crops of scenes.
 
     index (B,), colour (B,), shift (B, 2) -> (B, 3, s, s) in [-1, 1].

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tevq.config import UserError
 from tevq.runs import devices
@@ -30,7 +31,7 @@ class Loop:
 
     def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
         self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
-        self.diverged: torch.Tensor | int = -1  # first step with a value that is not finite
+        self.diverged: Tensor | int = -1  # first step with a value that is not finite
         self.deadline = Deadline()
         self.step, self.seconds = 0, 0.0
         self.start, state = run.latest() or (0, None)
@@ -68,9 +69,8 @@ class Loop:
                       flush=True)
                 said = now
 
-    def watch(self, *values: torch.Tensor) -> None:
-        """Notes the step if a loss or gradient norm is not finite, without waiting for the device.
-        """
+    def watch(self, *values: Tensor) -> None:
+        """Notes the step if a loss or gradient is not finite, without waiting for the device."""
         finite = torch.stack([value.detach().float() for value in values]).isfinite().all()
         now = torch.where(finite, -1, self.step)
         known = self.diverged
@@ -116,7 +116,7 @@ class Batches:
         self.n, self.batch, self.seed = n, min(batch, n), seed
         self.epoch, self.order = -1, torch.empty(0)
 
-    def __getitem__(self, step: int) -> torch.Tensor:
+    def __getitem__(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.n // self.batch)
         if epoch != self.epoch:
             random = devices.generator(self.seed, epoch)

@@ -6,6 +6,7 @@ import math
 import time
 
 import torch
+from torch import Tensor
 
 from tevq.config import Settings, Stage1Config
 from tevq.data import scenes
@@ -59,10 +60,10 @@ class Trainer:
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         learner, s = self.learner, self.s
-        optimizers = {"optimizer": learner.optimizer,
-                      "critic_optimizer": learner.discriminator_optimizer}
-        parts = {"model": self.model, "critic": learner.discriminator, "usage": self.usage}
-        self.loop = Loop(self.run, parts | optimizers, s.steps)
+        self.loop = Loop(self.run, {
+            "model": self.model, "critic": learner.discriminator, "usage": self.usage,
+            "optimizer": learner.optimizer, "critic_optimizer": learner.discriminator_optimizer,
+        }, s.steps)
         if self.loop.fresh:
             began = time.monotonic()
             self.init_codebook()
@@ -70,14 +71,13 @@ class Trainer:
             self.loop.save(0)  # the warm-up and k-means are not done again
         update = CudaGraph(learner.update, learner.where)
         for step in self.loop:
-            for optimizer in optimizers.values():
+            for optimizer in (learner.optimizer, learner.discriminator_optimizer):
                 set_rate(optimizer, s.lr * rate(s, step))
             adversarial = step >= s.disc_start and s.disc_weight > 0
             if adversarial and step == s.disc_start:
                 print(f"{self.run.name}: step {step:,}, the discriminator starts")
             metrics, codes = update(self.images(step), adversarial)
-            discriminator_loss = [metrics["critic_loss"]] if adversarial else []
-            self.loop.watch(metrics["loss"], metrics["gradient_norm"], *discriminator_loss)
+            self.loop.watch(*metrics.values())
             self.usage.counts += count(codes, s.codes)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == s.steps:
                 self.log(metrics)
@@ -102,9 +102,9 @@ class Trainer:
         self.model.quantizer.init_codes(self.some_features(), self.settings.seed)
 
     @torch.no_grad()
-    def some_features(self) -> torch.Tensor:
+    def some_features(self) -> Tensor:
         """Encoder outputs at random positions of the first batches, (KMEANS_VECTORS, D)."""
-        found: list[torch.Tensor] = []
+        found: list[Tensor] = []
         while sum(map(len, found)) < 2 * KMEANS_VECTORS:
             with self.learner.where.autocast():
                 z = self.model.encode(self.images(len(found))).float()
@@ -112,12 +112,12 @@ class Trainer:
         vectors, random = torch.cat(found), devices.generator(self.settings.seed, 1)
         return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
 
-    def images(self, step: int) -> torch.Tensor:
+    def images(self, step: int) -> Tensor:
         """Batch (B, 3, S, S) of a step; in [-1, 1], channels last, on the device."""
         x = scenes.render(self.scenes, self.items, self.batches[step])
         return x.contiguous(memory_format=torch.channels_last)
 
-    def log(self, metrics: dict[str, torch.Tensor]) -> None:
+    def log(self, metrics: dict[str, Tensor]) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         codebook = self.model.quantizer.table().detach()
         health = codebook_health(codebook, self.usage.counts)
@@ -141,7 +141,7 @@ class Learner:
                              capturable=where.device.type == "cuda")
             for net in (self.model, self.discriminator))
 
-    def update(self, x: torch.Tensor, adversarial: bool) -> tuple[dict, torch.Tensor]:
+    def update(self, x: Tensor, adversarial: bool) -> tuple[dict, Tensor]:
         """One update of all networks, of the discriminator only if `adversarial`.
 
         x (B, 3, H, W) -> metrics (scalars on the device), codes (B, h, w).
@@ -151,8 +151,7 @@ class Learner:
             metrics |= self.discriminator_step(x, y)
         return {name: value.detach() for name, value in metrics.items()}, codes
 
-    def generator_step(self, x: torch.Tensor, adversarial: bool = False
-                       ) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    def generator_step(self, x: Tensor, adversarial: bool = False) -> tuple[dict, Tensor, Tensor]:
         """One update of encoder, decoder and codebook. Returns metrics, reconstruction, codes."""
         with self.where.autocast():
             y, quantized = self.model(x)
@@ -174,14 +173,14 @@ class Learner:
         metrics |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
         return metrics, y.detach(), quantized.codes
 
-    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    def reconstruction_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict]:
         """L1 in [-1, 1] plus the weighted perceptual distance; both for the log, too."""
         l1 = (x - y.float()).abs().mean()
         perceptual = self.perceptual(x, y)
         # halved for the log: Table 3 counts in [0, 1]
         return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
 
-    def discriminator_step(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """One update of the discriminator on images x and their reconstructions y; metrics."""
         self.discriminator.requires_grad_(True)
         with self.where.autocast():
@@ -192,7 +191,7 @@ class Learner:
         self.discriminator_optimizer.step()
         return {"critic_loss": loss, "real_logits": real.mean(), "fake_logits": fake.mean()}
 
-    def autoencoder_step(self, x: torch.Tensor) -> None:
+    def autoencoder_step(self, x: Tensor) -> None:
         """One update of encoder and decoder without quantization."""
         with self.where.autocast():
             y = self.model.decoder(self.model.encode(x))
@@ -207,7 +206,7 @@ def rate(s: Stage1Config, step: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * step / s.steps) if s.decay else 1.0
 
 
-def count(codes: torch.Tensor, K: int) -> torch.Tensor:
+def count(codes: Tensor, K: int) -> Tensor:
     """How often each of K codes was chosen, float32 (K,). (`bincount` would wait for a GPU.)"""
     ones = torch.ones(codes.numel(), device=codes.device)
     return torch.zeros(K, device=codes.device).index_add_(0, codes.flatten(), ones)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tevq.config import Settings, Stage2Config
 from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, encoded_split, split_of
@@ -18,6 +19,7 @@ from tevq.train.loop import Batches, Loop
 from tevq.train.muon import Muon, block_matrices
 
 LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
+LOGGED = ("loss", "text_loss", "image_loss")
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
 PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
 
@@ -63,10 +65,11 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 set_rate(optimizer, peaks[name] * share)
             direction, metrics = self.step(step)
-            loop.watch(metrics["loss"], metrics.pop("gradient_norm"))
+            loop.watch(*metrics.values())
             last, sequences = step + 1 == s.steps, (step + 1) * self.batches.batch
             if (step + 1) % LOG_EVERY == 0 or last:
-                loop.log(direction=direction, sequences=sequences, **metrics)
+                loop.log(direction=direction, sequences=sequences,
+                         **{name: metrics[name] for name in LOGGED})
             if s.probe_scenes and ((step + 1) % s.probe_every == 0 or last):
                 for point in self.probe():
                     loop.log(**point, sequences=sequences)
@@ -76,7 +79,7 @@ class Trainer:
                          "parameters": sum(p.numel() for p in self.model.parameters())},
                         self.model.state_dict())
 
-    def step(self, step: int) -> tuple[str, dict[str, torch.Tensor]]:
+    def step(self, step: int) -> tuple[str, dict[str, Tensor]]:
         """One update in one direction: the direction, and what `update` returns."""
         direction = direction_of(step, self.s)
         index = self.batches[step].to(self.where.device, non_blocking=True)
@@ -114,7 +117,7 @@ def direction_of(step: int, s: Stage2Config) -> str:
 
 
 def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2Config,
-           text: torch.Tensor, codes: torch.Tensor, direction: str) -> dict[str, torch.Tensor]:
+           text: Tensor, codes: Tensor, direction: str) -> dict[str, Tensor]:
     """One step of all optimizers on captions (B, L) and codes (B, h, w); metrics."""
     loss = model.loss(text, codes, direction, s.target_weight)
     for optimizer in optimizers.values():
