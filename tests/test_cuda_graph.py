@@ -144,8 +144,10 @@ def test_what_cannot_be_recorded_goes_on_and_says_why(graphs, monkeypatch, capsy
 
 def test_rates_are_numbers_on_a_processor():
     """Also after a checkpoint of a GPU, where they are tensors."""
-    group = {"params": [torch.zeros(1)], "lr": torch.tensor(0.5)}
-    cuda_graph.set_rate(group, 0.25)
+    optimizer = Muon([torch.nn.Parameter(torch.zeros(2, 2))])
+    group, = optimizer.param_groups
+    group["lr"] = torch.tensor(0.5)
+    cuda_graph.set_rate(optimizer, 0.25)
     assert group["lr"] == 0.25 and isinstance(group["lr"], float)
 
 
@@ -154,9 +156,9 @@ def test_a_checkpoint_of_a_processor_can_be_recorded_on_a_gpu():
     with FakeTensorMode():
         optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2, device="cuda"))])
         group = optimizer.param_groups[0] = optimizer.param_groups[0] | {"capturable": False}
-        cuda_graph.set_rate(group, 0.25)
+        cuda_graph.set_rate(optimizer, 0.25)
         rate = group["lr"]
-        cuda_graph.set_rate(group, 0.5)
+        cuda_graph.set_rate(optimizer, 0.5)
     assert group["capturable"] and rate.device.type == "cuda" and group["lr"] is rate
 
 
@@ -181,7 +183,7 @@ def stage1_steps(settings, replayed: bool) -> list[float]:
     for step in range(24):
         x = torch.rand(4, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
         for optimizer in (learner.optimizer, learner.discriminator_optimizer):
-            cuda_graph.set_rate(optimizer.param_groups[0], 1e-3 / (step + 1))
+            cuda_graph.set_rate(optimizer, 1e-3 / (step + 1))
         found, codes = update(2 * x - 1, step >= 12)
         numbers += [float(found["loss"].detach()), float(found["gradient_norm"]),
                     float(codes.float().mean())]
@@ -205,8 +207,7 @@ def stage2_steps(settings, replayed: bool) -> list[float]:
         text = torch.randint(1, 50, (4, 40), device="cuda")
         codes = torch.randint(32, (4, 8, 8), device="cuda")
         for optimizer in optimizers.values():
-            group = optimizer.param_groups[0]
-            cuda_graph.set_rate(group, group["initial_lr"] / (step + 1))
+            cuda_graph.set_rate(optimizer, 0.01 / (step + 1))
         found = update(text, codes, stage2.direction_of(step, s))
         numbers += [float(found["loss"]), float(found["gradient_norm"])]
     assert not replayed or len(update.recordings) == 2

@@ -121,8 +121,9 @@ def test_stage2_steps(networks, pretend):
     pretend[:] = [generator]
     with NoWaiting():
         steps = [trainer.step(step) for step in range(2)]
-    assert {numbers.pop("direction") for numbers in steps} == {"t2i", "i2t"}
-    assert all(value.device == trainer.codes.device for step in steps for value in step.values())
+    assert {direction for direction, _ in steps} == {"t2i", "i2t"}
+    assert all(value.device == trainer.codes.device for _, metrics in steps
+               for value in metrics.values())
 
 
 def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
@@ -146,12 +147,12 @@ def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
 
 def test_the_loop_looks_at_numbers_only_where_it_says_so(pretend, tmp_path):
     loop = Loop(open_run(tiny(), "stage1", tmp_path), {}, 100)
-    loop.see(torch.zeros((), device=GPU.device), torch.zeros((), device=GPU.device))
+    loop.watch(torch.zeros((), device=GPU.device), torch.zeros((), device=GPU.device))
     with pytest.raises(DataDependentOutputException):
         loop.check()
-    loop.bad, seen = -1, []
+    loop.diverged, seen = -1, []
     with pytest.raises(DataDependentOutputException):
         for step in loop:
-            loop.see(torch.zeros((), device=GPU.device))
+            loop.watch(torch.zeros((), device=GPU.device))
             seen.append(step)
     assert len(seen) == CHECK_EVERY

@@ -190,7 +190,7 @@ def stage2_step(name: str, settings: Settings, where: Device, size: int, twin: T
         return peer_step(network, on, loss), size, on
 
     made = Benchmark(name, "sequences", [Contender(
-        OURS, step, size, model.parameter_count(), limit("matmul", where))], targets, share=share)
+        OURS, step, size, peers.size(model), limit("matmul", where))], targets, share=share)
     return stage2_peers(made, settings, model, where, twin, add)
 
 
@@ -216,5 +216,5 @@ def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin
 
     made = Benchmark(name, "tokens", [Contender(
         OURS, lambda: generate_images(model, text, seeds, top_k=top_k, dtype=where.dtype),
-        size * model.N, model.parameter_count(), limit("matmul", where))], targets)
+        size * model.N, peers.size(model), limit("matmul", where))], targets)
     return stage2_peers(made, settings, model, where, twin, add)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tevq.config import Settings, SettingsError
 from tevq.data.captions import COLOURS
@@ -28,13 +28,11 @@ class Classifier(nn.Module):
         self.stages = nn.ModuleList([
             nn.Sequential(_block(3, w), _block(w, w)),
             nn.Sequential(nn.MaxPool2d(2), _block(w, 2 * w), _block(2 * w, 2 * w)),
-            nn.Sequential(nn.MaxPool2d(2), _block(2 * w, 4 * w), _block(4 * w, 4 * w)),
-        ])
+            nn.Sequential(nn.MaxPool2d(2), _block(2 * w, 4 * w), _block(4 * w, 4 * w))])
         self.dropout = nn.Dropout(0.3)
-        self.label_head = nn.Linear(4 * w, classes)
-        self.colour_head = nn.Linear(4 * w, colours)
+        self.label_head, self.colour_head = nn.Linear(4 * w, classes), nn.Linear(4 * w, colours)
 
-    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def features(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1], H and W >= 4 -> features at 1, 1/2, 1/4 of the size."""
         found = []
         for stage in self.stages:
@@ -42,13 +40,13 @@ class Classifier(nn.Module):
             found.append(x)
         return found
 
-    def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (B, 3, s, s) in [-1, 1] -> logits of labels (B, classes) and colours (B, 4)."""
         pooled = self.dropout(self.features(crops)[-1].amax((2, 3)))
         return self.label_head(pooled), self.colour_head(pooled)
 
     @torch.no_grad()
-    def predict(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (B, 3, s, s) in [-1, 1] -> labels (B,), colours (B,), in float32."""
         labels, colours = self(crops)
         return labels.argmax(1), colours.argmax(1)

@@ -20,16 +20,15 @@ BLOCK = {torch.float32: 64, torch.bfloat16: 160}
 LONGEST = 1024  # longer sequences: the kept attention weights would outgrow the caches
 
 
-def groups_of(channels: int) -> int:
-    """Groups of equal size, as many as leave each at least 4 channels, at most 32."""
-    return max(n for n in range(1, min(32, channels // 4) + 1) if channels % n == 0)
-
-
 class GroupNorm(nn.GroupNorm):
-    """Group norm over `groups_of(channels)` groups, optionally followed by SiLU; channels >= 4."""
+    """Group norm, optionally followed by SiLU; channels >= 4.
+
+    As many groups of equal size as leave each at least 4 channels, at most 32.
+    """
 
     def __init__(self, channels: int, silu: bool = False):
-        super().__init__(groups_of(channels), channels, eps=EPSILON)
+        groups = max(n for n in range(1, min(32, channels // 4) + 1) if channels % n == 0)
+        super().__init__(groups, channels, eps=EPSILON)
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,9 +64,9 @@ class _GroupNormSiLU(torch.autograd.Function):
         x, h, mean, rstd, weight = ctx.saved_tensors
         B, C, H, W = x.shape
         per_group = (B, ctx.groups, C // ctx.groups)
-        layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
-        gradient = gradient.contiguous(memory_format=layout)
-        dy = torch.ops.aten.silu_backward(gradient, h) if ctx.silu else gradient
+        dy = gradient.contiguous(memory_format=torch.channels_last if _channels_last(x) else
+                                 torch.contiguous_format)
+        dy = torch.ops.aten.silu_backward(dy, h) if ctx.silu else dy
         mean, rstd = mean.float()[..., None], rstd.float()[..., None]  # (B, groups, 1)
         sum_dy = dy.sum((2, 3)).float().view(per_group)
         sum_dyx = (dy * x).sum((2, 3)).float().view(per_group)
@@ -83,46 +82,46 @@ class _GroupNormSiLU(torch.autograd.Function):
 
 
 def _small_group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int):
-    """Group norm of a small channels_last map.
+    """Group norm of a small channels_last map x (B, C, H, W), as `native_group_norm`.
 
-    Like `native_group_norm`: output, and mean and 1 / deviation (B, groups) in float32.
+    Returns the output, and mean and 1 / deviation (B, groups) in float32.
     """
     B, C, H, W = x.shape
-    n = H * W * C // groups
-    mean = x.sum((2, 3)).float().view(B, groups, -1).sum(2) / n  # rounded, hence corrected below
-    centred = _affine(x, torch.ones(B, C), -_spread(mean, C))
-    per_channel = centred.sum((2, 3)).float().view(B, groups, -1).sum(2) / n
-    variance = (centred * centred).sum((2, 3)).float().view(B, groups, -1).sum(2) / n
-    rstd = (variance - per_channel.square() + EPSILON).rsqrt()
-    scale = _spread(rstd, C) * weight
-    h = _affine(centred, scale, bias - _spread(per_channel, C) * scale)
-    return h, mean + per_channel, rstd
+    per_group = (B, groups, C // groups)
 
+    def mean_of(t: Tensor) -> Tensor:  # (B, groups, 1)
+        return t.sum((2, 3)).float().view(per_group).sum(2, keepdim=True) / (H * W * per_group[2])
 
-def _spread(per_group: Tensor, C: int) -> Tensor:
-    """(B, groups) -> (B, C)."""
-    return per_group.repeat_interleave(C // per_group.shape[1], 1)
+    def spread(t: Tensor) -> Tensor:  # (B, groups, 1) -> (B, C)
+        return t.expand(per_group).reshape(B, C)
+
+    mean = mean_of(x)
+    centred = _affine(x, torch.ones(B, C), -spread(mean))
+    rest = mean_of(centred)  # not zero, because the mean was rounded
+    rstd = (mean_of(centred * centred) - rest.square() + EPSILON).rsqrt()
+    scale = spread(rstd) * weight
+    h = _affine(centred, scale, bias - spread(rest) * scale)
+    return h, (mean + rest)[..., 0], rstd[..., 0]
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift; scale (B, C), shift (B, C) or of x's shape.
+    """x * scale + shift for x (B, C, H, W), in its type; scale (B, C), shift (B, C) or as x.
 
     For channels_last the scale is repeated along a row of pixels: long inner loops run several
     times faster than loops over a few channels.
     """
     B, C, H, W = x.shape
-    rows = _channels_last(x)
+    scale, shift = scale.to(x.dtype), shift.to(x.dtype)
+    if not _channels_last(x):
+        shift = shift if shift.dim() == 4 else shift[..., None, None]
+        return torch.addcmul(shift, x, scale[..., None, None])
 
-    def arrange(t: Tensor) -> Tensor:
-        t = t.to(x.dtype)
-        if t.dim() == 4:
-            return t.permute(0, 2, 3, 1).reshape(B, H, W * C) if rows else t
-        return t.repeat(1, W).view(B, 1, W * C) if rows else t[..., None, None]
+    def rows(t: Tensor) -> Tensor:  # (B, H, W C), or (B, 1, W C) of one value per channel
+        return (t.permute(0, 2, 3, 1).reshape(B, H, W * C) if t.dim() == 4 else
+                t.repeat(1, W).view(B, 1, W * C))
 
-    if not rows:
-        return torch.addcmul(arrange(shift), x, arrange(scale))
-    flat = torch.addcmul(arrange(shift), arrange(x), arrange(scale))
-    return flat.view(B, H, W, C).permute(0, 3, 1, 2)
+    y = torch.addcmul(rows(shift), rows(x), rows(scale))
+    return y.view(B, H, W, C).permute(0, 3, 1, 2)
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tevq.config import SettingsError
 from tevq.models.classifier import Classifier
 
-Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Perceptual = Callable[[Tensor, Tensor], Tensor]
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's name for the ImageNet weights LPIPS needs
 
 
@@ -28,17 +28,16 @@ def feature_distance(classifier: Classifier) -> Perceptual:
     channels, mean over positions (Zhang et al. 2018, equation 1 with weights 1). Needs no download.
     """
 
-    def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def distance(x: Tensor, y: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> mean distance, scalar."""
         with torch.no_grad():
             wanted = classifier.features(x)
-        return sum(_unit_difference(a, b) for a, b in zip(
-            wanted, classifier.features(y), strict=True))
+        return sum(map(_unit_difference, wanted, classifier.features(y)))
 
     return distance
 
 
-def _unit_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _unit_difference(a: Tensor, b: Tensor) -> Tensor:
     """Mean over positions of |a/|a| - b/|b||^2 = |u|^2 + |v|^2 - 2 u.v, without storing u and v."""
     a, b = a.float(), b.float()
     aa, bb, ab = (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)  # (B, H, W)
@@ -72,8 +71,7 @@ class PatchDiscriminator(nn.Sequential):
     """
 
     def __init__(self, channels: int, layers: int):
-        modules: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-        width = channels
+        width, modules = channels, [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         for layer in range(1, layers + 1):
             out, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
             modules += [nn.Conv2d(width, out, 4, stride, 1, bias=False), nn.BatchNorm2d(out),
@@ -81,23 +79,21 @@ class PatchDiscriminator(nn.Sequential):
             width = out
         super().__init__(*modules, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self:
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
+            if not isinstance(module, nn.LeakyReLU):
+                mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+                nn.init.normal_(module.weight, mean, 0.02)
 
 
-def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator's loss from its logits for real and reconstructed patches."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor,
-                    last_layer: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """VQGAN's balance: ratio of the two losses' gradient norms at the decoder's last layer.
 
     Clamped to [0, 10,000]; a constant for the backward pass.
     """
-    ours, = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    theirs, = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()
+    wanted, added = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+                     for loss in (reconstruction, adversarial))
+    return (wanted / (added + 1e-4)).clamp(0, 1e4).detach()

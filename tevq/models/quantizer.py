@@ -16,17 +16,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Quantized(NamedTuple):
     """What a quantizer returns."""
 
-    features: torch.Tensor  # (B, D, h, w): the chosen codes, gradients passed straight through
-    codes: torch.Tensor  # (B, h, w) int64 in [0, K)
-    codebook_loss: torch.Tensor  # scalar; pulls codes to features
-    commitment_loss: torch.Tensor  # scalar; pulls features to codes
+    features: Tensor  # (B, D, h, w): the chosen codes, gradients passed straight through
+    codes: Tensor  # (B, h, w) int64 in [0, K)
+    codebook_loss: Tensor  # scalar; pulls codes to features
+    commitment_loss: Tensor  # scalar; pulls features to codes
 
 
 class Quantizer(nn.Module):
@@ -40,7 +40,7 @@ class Quantizer(nn.Module):
         self.K = K
         self.codebook = nn.Parameter(torch.empty(K, D).uniform_(-1 / K, 1 / K))
 
-    def forward(self, z: torch.Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> Quantized:
         """z (B, D, h, w) -> Quantized. Both losses are means over all B D h w elements.
 
         Raises ValueError if D does not fit the codebook.
@@ -58,20 +58,20 @@ class Quantizer(nn.Module):
         features = through.view(B, h, w, D).permute(0, 3, 1, 2)  # (B, D, h, w), channels last
         return Quantized(features, codes.view(B, h, w), codebook_loss, commitment_loss)
 
-    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+    def nearest(self, z: Tensor) -> Tensor:
         """z (B, D, h, w) -> codes (B, h, w) alone."""
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
         return nearest_codes(vectors, self.codebook).view(z.shape[0], *z.shape[2:])
 
-    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+    def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> their vectors (B, D, h, w)."""
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
 
-    def table(self) -> torch.Tensor:
+    def table(self) -> Tensor:
         """The codebook (K, D)."""
         return self.codebook
 
-    def init_codes(self, vectors: torch.Tensor, seed: int) -> None:
+    def init_codes(self, vectors: Tensor, seed: int) -> None:
         """Puts the codes at the k-means centres of encoder outputs (N, D), N >= K."""
         self.codebook.data.copy_(kmeans(vectors, self.K, seed))
 
@@ -79,7 +79,7 @@ class Quantizer(nn.Module):
 QUANTIZERS = {"vq": Quantizer}
 
 
-def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Equation 3: index of the closest row of codebook (K, D) for each of vectors (N, D), by L2.
 
     |v|^2 is the same for all codes and left out. Computed in float32: in bfloat16 near ties flip.
@@ -90,7 +90,7 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
         return torch.addmm(half_norms, vectors.float(), codebook.T, alpha=-1).argmin(1)
 
 
-def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:
+def kmeans(vectors: Tensor, K: int, seed: int) -> Tensor:
     """K centres (K, D) of vectors (N, D): k-means++ and a few Lloyd rounds (scikit-learn).
 
     One thread, so that the result does not depend on the machine's load.
@@ -104,7 +104,7 @@ def kmeans(vectors: torch.Tensor, K: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(centres).to(vectors)
 
 
-def orthogonality(codebook: torch.Tensor) -> torch.Tensor:
+def orthogonality(codebook: Tensor) -> Tensor:
     """Equation 5 without lambda: |l2(e)^T l2(e) - I|_F^2 / K^2 over all K codes (K, D)."""
     K = codebook.shape[0]
     with torch.autocast(codebook.device.type, enabled=False):
@@ -113,7 +113,7 @@ def orthogonality(codebook: torch.Tensor) -> torch.Tensor:
         return (gram - torch.eye(K, device=gram.device)).square().sum() / K**2
 
 
-def codebook_health(codebook: torch.Tensor, counts: torch.Tensor) -> dict[str, float]:
+def codebook_health(codebook: Tensor, counts: Tensor) -> dict[str, float]:
     """Use of the codes (K, D) and their shape; `counts` (K,): how often each code was chosen.
 
     `codes_used` counts codes chosen at least once, `perplexity` is exp of the entropy of their
@@ -132,7 +132,7 @@ def codebook_health(codebook: torch.Tensor, counts: torch.Tensor) -> dict[str, f
     }
 
 
-def _largest_cosine(vectors: torch.Tensor) -> float:
+def _largest_cosine(vectors: Tensor) -> float:
     if len(vectors) < 2:
         return 0.0
     unit = F.normalize(vectors.detach().float(), dim=1)

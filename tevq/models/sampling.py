@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tevq.config import SettingsError
 from tevq.data.captions import BOS, EOS, PAD
-from tevq.models.transformer import Cache, Transformer
+from tevq.models.transformer import Transformer
 
-_MASK = 0xFFFFFFFF
+MASK = 0xFFFFFFFF  # 32 bits
 
 
 def uniform(seeds: Tensor, step: int) -> Tensor:
@@ -21,24 +21,18 @@ def uniform(seeds: Tensor, step: int) -> Tensor:
     A 32-bit integer hash (two multiply-xorshift rounds by C. Wellons, "hash prospector", applied to
     the two halves of the seed and the step), equal on every device. All products stay below 2**63.
     """
-    x = _mix(seeds & _MASK)
-    x = _mix(x ^ ((seeds >> 32) & _MASK))
-    x = _mix(x ^ ((step * 0x9E3779B9) & _MASK))
+    x = torch.zeros_like(seeds)
+    for word in (seeds, seeds >> 32, step * 0x9E3779B9):
+        x = x ^ (word & MASK)
+        x = ((x ^ (x >> 16)) + 0x6A09E667) & MASK  # the constant: zero must not stay zero
+        x = ((x ^ (x >> 15)) * 0x21F0AAAD) & MASK
+        x = ((x ^ (x >> 15)) * 0x735A2D97) & MASK
+        x = x ^ (x >> 15)
     return (x >> 8).float() / (1 << 24)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """Bijection of 32-bit integers held in int64."""
-    x = ((x ^ (x >> 16)) + 0x6A09E667) & _MASK  # the constant keeps zero from being a fixed point
-    x = ((x ^ (x >> 15)) * 0x21F0AAAD) & _MASK
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK
-    return x ^ (x >> 15)
-
-
-def choose(
-    logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | None = None,
-    greedy: bool = False,
-) -> Tensor:
+def choose(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | None = None,
+           greedy: bool = False) -> Tensor:
     """Draw a token per row: logits (B, n) float32, u (B,) uniform in [0, 1) -> int64 (B,).
 
     Inverts the cumulative distribution of softmax(logits / temperature), restricted to the `top_k`
@@ -46,19 +40,18 @@ def choose(
     """
     if greedy:
         return logits.argmax(-1)
-    order = None
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits, order = logits.topk(top_k, -1)
+    logits, order = logits.topk(top_k, -1) if top_k and top_k < logits.shape[-1] else (logits, None)
     weights = torch.softmax(logits / temperature, -1)
     cumulative = weights.cumsum(-1)
     # scaled by the total, so that rounding cannot place u beyond the last possible token
     index = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)
     last = (weights.shape[-1] - 1 - (weights > 0).long().flip(-1).argmax(-1))[:, None]
-    index = torch.minimum(index, last)
+    index = torch.minimum(index, last)  # (B, 1)
     return (index if order is None else order.gather(-1, index))[:, 0]
 
 
 def check_options(temperature: float, top_k: int | None) -> None:
+    """Raises SettingsError for options that `choose` cannot use."""
     if isinstance(temperature, bool) or not 0 < temperature < float("inf"):
         raise SettingsError(f"temperature = {temperature!r} must be > 0; use greedy=True for 0")
     if top_k is not None and (type(top_k) is not int or top_k < 1):  # True is no number
@@ -66,10 +59,9 @@ def check_options(temperature: float, top_k: int | None) -> None:
 
 
 @torch.inference_mode()
-def generate_images(
-    model: Transformer, text: Tensor, seeds: Tensor, temperature: float = 1.0,
-    top_k: int | None = None, greedy: bool = False, dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def generate_images(model: Transformer, text: Tensor, seeds: Tensor, temperature: float = 1.0,
+                    top_k: int | None = None, greedy: bool = False,
+                    dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw one code grid per caption: text (B, L), seeds (B,) int64 -> codes (B, h, w) int64."""
     check_options(temperature, top_k)
     with model.sampling(dtype):
@@ -78,17 +70,16 @@ def generate_images(
         codes = torch.zeros((B, N), dtype=torch.int64, device=text.device)
         x = model.embed_text(text)
         for step in range(N):
-            logits = model.image_logits(_last(model, x, cache))
+            logits = model.image_logits(model.trunk(x, cache)[:, -1])
             codes[:, step] = choose(logits, uniform(seeds, step), temperature, top_k, greedy)
             x = model.embed_image(codes, step, step + 1)
         return codes.view(B, model.h, model.h)
 
 
 @torch.inference_mode()
-def generate_captions(
-    model: Transformer, codes: Tensor, seeds: Tensor, temperature: float = 1.0,
-    top_k: int | None = None, greedy: bool = False, dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def generate_captions(model: Transformer, codes: Tensor, seeds: Tensor, temperature: float = 1.0,
+                      top_k: int | None = None, greedy: bool = False,
+                      dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw one caption per code grid: codes (B, h, w), seeds (B,) -> ids (B, L) int64.
 
     A row is BOS, words, EOS, then PAD; a row that reaches L words has no EOS. PAD and BOS are never
@@ -103,7 +94,7 @@ def generate_captions(
         ended = torch.zeros(B, dtype=torch.bool, device=codes.device)
         x = torch.cat((model.embed_image(codes.flatten(1)), model.embed_text(text, 0, 1)), 1)
         for step in range(1, L):
-            logits = model.text_logits(_last(model, x, cache))
+            logits = model.text_logits(model.trunk(x, cache)[:, -1])
             logits[:, [PAD, BOS]] = float("-inf")
             word = choose(logits, uniform(seeds, step), temperature, top_k, greedy)
             text[:, step] = word.masked_fill(ended, PAD)
@@ -112,8 +103,3 @@ def generate_captions(
                 break
             x = model.embed_text(text, step, step + 1)
         return text
-
-
-def _last(model: Transformer, x: Tensor, cache: Cache) -> Tensor:
-    """Run the new inputs x (B, S, dim) through the blocks; output at the last position (B, dim)."""
-    return model.trunk(x, cache)[:, -1]

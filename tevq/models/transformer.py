@@ -122,28 +122,26 @@ class Cache:
 
     def __init__(self, depth: int, shape: tuple[int, int, int, int], dtype, device):
         """`shape` is (B, heads, positions, head_dim)."""
-        self.keys = torch.zeros((depth, *shape), dtype=dtype, device=device)
-        self.values = torch.zeros((depth, *shape), dtype=dtype, device=device)
+        self.kept = torch.zeros((depth, 2, *shape), dtype=dtype, device=device)
         self.length = 0
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, heads, S, head_dim) after `length`; return all so far, in our type."""
-        stop = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : stop] = k
-        self.values[layer, :, :, self.length : stop] = v
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+    def extend(self, layer: int, kv: Tensor) -> Tensor:
+        """Write kv (2, B, heads, S, head_dim) after `length`; return all so far, in our type."""
+        stop = self.length + kv.shape[3]
+        self.kept[layer, :, :, :, self.length : stop] = kv
+        return self.kept[layer, :, :, :, :stop]
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP (GELU), each added to the residual stream."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, expand: int, depth: int):
+    def __init__(self, dim: int, heads: int, head_dim: int, depth: int):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         inner, scale = heads * head_dim, 1 / math.sqrt(2 * depth)
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.qkv, self.out = Linear(dim, 3 * inner), Linear(inner, dim, scale)
-        self.up, self.down = Linear(dim, expand * dim), Linear(expand * dim, dim, scale)
+        self.up, self.down = Linear(dim, 4 * dim), Linear(4 * dim, dim, scale)
 
     def forward(self, x: Tensor, layer: int = 0, cache: Cache | None = None) -> Tensor:
         """x (B, S, dim) -> (B, S, dim); with a cache, x are the S positions after its length."""
@@ -152,10 +150,10 @@ class Block(nn.Module):
         if cache is None:
             y = causal_attention(qkv)  # (B, S, heads, head_dim)
         else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, S, head_dim) each
-            prefill = cache.length == 0
-            k, v = cache.extend(layer, k, v)
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=prefill)
+            qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, S, head_dim)
+            k, v = cache.extend(layer, qkv[1:])
+            y = F.scaled_dot_product_attention(qkv[0].to(k.dtype), k, v,
+                                               is_causal=cache.length == 0)
             y = y.transpose(1, 2).to(x.dtype)
         x = x + self.out(y.reshape(B, S, -1))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -177,7 +175,6 @@ class Transformer(nn.Module):
       text_length, grid   L and h (= w)
       dim, depth          width of the residual stream and number of blocks
       heads, head_dim     of the attention; its inner width is heads * head_dim
-      expand              inner width of the MLP, in units of dim
       window              words seen by a text embedding, >= 1
       neighbours          reach of an image embedding: it sees the known codes at most so many
                           rows above and columns beside the one it predicts; 0 = its own only
@@ -185,8 +182,8 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, V: int, K: int, text_length: int, grid: int, dim: int = 128,
-                 depth: int = 4, heads: int = 2, head_dim: int = 64, expand: int = 4,
-                 window: int = 6, neighbours: int = 1, dtype: torch.dtype = torch.float32):
+                 depth: int = 4, heads: int = 2, head_dim: int = 64, window: int = 6,
+                 neighbours: int = 1, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.V, self.K, self.L, self.h, self.N = V, K, text_length, grid, grid * grid
         self.heads, self.head_dim, self.depth, self.dtype = heads, head_dim, depth, dtype
@@ -195,8 +192,7 @@ class Transformer(nn.Module):
         self.text_position = nn.Parameter(0.02 * torch.randn(text_length, dim))
         self.row = nn.Parameter(0.02 * torch.randn(grid, 1, dim))
         self.column = nn.Parameter(0.02 * torch.randn(1, grid, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, head_dim, expand, depth)
-                                    for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, head_dim, depth) for _ in range(depth))
         self.norm = LayerNorm(dim)
         self.text_head, self.image_head = Linear(dim, V, 0.0), Linear(dim, K, 0.0)
 
@@ -256,9 +252,8 @@ class Transformer(nn.Module):
         text_loss = F.cross_entropy(text_logits.flatten(0, 1), text[:, 1:].flatten(),
                                     ignore_index=PAD)
         image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
-        given, generated = text_loss, image_loss
-        if direction == "i2t":
-            given, generated = generated, given
+        given, generated = {"t2i": (text_loss, image_loss), "i2t": (image_loss, text_loss)}[
+            direction]
         total = (given + target_weight * generated) / (1 + target_weight)
         return Losses(total, text_loss.detach(), image_loss.detach())
 
@@ -283,9 +278,6 @@ class Transformer(nn.Module):
         # on CPUs one query reads a bfloat16 cache three times more slowly, measured
         dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
         return Cache(self.depth, shape, dtype, self.row.device)
-
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
 
 
 def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer:

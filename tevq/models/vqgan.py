@@ -7,7 +7,7 @@ resolution. A new one is one entry there: a module made from (channels, padding)
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tevq.config import Settings, SettingsError, Stage1Config
@@ -16,7 +16,7 @@ from tevq.models.quantizer import QUANTIZERS, Quantized
 from tevq.runs.run import open_run
 
 
-def pad(x: torch.Tensor, left_top: int, right_bottom: int, padding: str) -> torch.Tensor:
+def pad(x: Tensor, left_top: int, right_bottom: int, padding: str) -> Tensor:
     """Pads height and width of x (B, C, H, W); `padding` is replicate, zeros or circular."""
     mode = "constant" if padding == "zeros" else padding
     return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
@@ -37,7 +37,7 @@ class StridedConv(nn.Module):
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(pad(x, 0, 1, self.padding))
 
@@ -49,10 +49,10 @@ class Blur(nn.Module):
         super().__init__()
         self.padding = padding
         taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-        kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
-        self.register_buffer("kernel", kernel.clone(), persistent=False)
+        kernel = torch.outer(taps, taps).repeat(channels, 1, 1, 1)  # (channels, 1, 5, 5)
+        self.register_buffer("kernel", kernel, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)), sampled at even rows and columns."""
         return F.conv2d(pad(x, 2, 2, self.padding), self.kernel.to(x.dtype), stride=2,
                         groups=x.shape[1])
@@ -66,7 +66,7 @@ class ConvBlurpool(nn.Module):
         self.conv = Conv(channels, channels, padding)
         self.blur = Blur(channels, padding)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.blur(self.conv(x))
 
@@ -90,7 +90,7 @@ class MaxBlurpool(nn.Module):
         self.padding = padding
         self.blur = Blur(channels, padding)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2) for even H and W."""
         if self.padding == "circular":
             x = pad(x, 0, 1, self.padding)
@@ -110,13 +110,12 @@ class ResBlock(nn.Module):
         self.conv1 = Conv(channels_in, channels_out, padding)
         self.norm2 = GroupNorm(channels_out, silu=True)
         self.conv2 = Conv(channels_out, channels_out, padding)
-        same = channels_in == channels_out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = (nn.Identity() if channels_in == channels_out else
+                         nn.Conv2d(channels_in, channels_out, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
-        y = self.conv1(self.norm1(x))
-        return self.shortcut(x) + self.conv2(self.norm2(y))
+        return self.shortcut(x) + self.conv2(self.norm2(self.conv1(self.norm1(x))))
 
 
 class Attention(nn.Module):
@@ -128,7 +127,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> same shape."""
         B, C, h, w = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, 3 C)
@@ -145,7 +144,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv(channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
@@ -160,33 +159,31 @@ def level_channels(s: Stage1Config) -> list[int]:
 def build_encoder(s: Stage1Config) -> nn.Sequential:
     """(B, 3, H, W) -> (B, D, H/stride, W/stride); attention at the lowest resolution only."""
     widths = level_channels(s)
-    layers: list[nn.Module] = [Conv(3, widths[0], s.padding)]
-    width = widths[0]
+    width, last = widths[0], len(widths) - 1
+    layers: list[nn.Module] = [Conv(3, width, s.padding)]
     for level, out in enumerate(widths):
-        last = level == len(widths) - 1
         for _ in range(s.encoder_blocks):
-            layers += [ResBlock(width, out, s.padding)] + [Attention(out)] * last
+            layers += [ResBlock(width, out, s.padding)] + [Attention(out)] * (level == last)
             width = out
-        if not last:
+        if level != last:
             layers.append(DOWNSAMPLERS[s.downsample](width, s.padding))
-    layers += [ResBlock(width, width, s.padding), Attention(width),
-               ResBlock(width, width, s.padding), GroupNorm(width, silu=True),
-               Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(
+        *layers, ResBlock(width, width, s.padding), Attention(width),
+        ResBlock(width, width, s.padding), GroupNorm(width, silu=True),
+        Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1))
 
 
 def build_decoder(s: Stage1Config) -> nn.Sequential:
     """(B, D, h, w) -> (B, 3, H, W). Pads with zeros, as the official decoder does."""
     widths = level_channels(s)
-    width = widths[-1]
+    width, last = widths[-1], len(widths) - 1
     layers: list[nn.Module] = [
         nn.Conv2d(s.code_dim, s.code_dim, 1), Conv(s.code_dim, width),
         ResBlock(width, width, "zeros"), Attention(width), ResBlock(width, width, "zeros")]
-    for level in reversed(range(len(widths))):
+    for level, out in reversed(list(enumerate(widths))):
         for _ in range(s.decoder_blocks):
-            layers += [ResBlock(width, widths[level], "zeros")]
-            layers += [Attention(widths[level])] * (level == len(widths) - 1)
-            width = widths[level]
+            layers += [ResBlock(width, out, "zeros")] + [Attention(out)] * (level == last)
+            width = out
         if level > 0:
             layers.append(Upsample(width))
     return nn.Sequential(*layers, GroupNorm(width, silu=True), Conv(width, 3))
@@ -201,35 +198,34 @@ class VQGAN(nn.Module):
         self.encoder, self.decoder = build_encoder(s), build_decoder(s)
         self.quantizer = QUANTIZERS[s.quantizer](s.codes, s.code_dim)
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.
 
         Raises SettingsError for a wrong shape, type or (checked on CPUs only) range of images.
         """
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % self.stride or x.shape[3] % self.stride:
-            raise SettingsError(f"images of shape {tuple(x.shape)}; wanted (B, 3, H, W) with H and "
-                                f"W multiples of {self.stride}")
-        if not x.is_floating_point():
-            raise SettingsError(f"images of type {x.dtype}; wanted floats in [-1, 1]")
-        if x.device.type == "cpu" and (largest := float(x.abs().amax())) > 1 + 1e-3:
-            raise SettingsError(f"images with values up to {largest:g}; wanted floats in [-1, 1]")
+        fits = x.dim() == 4 and x.shape[1] == 3 and not any(n % self.stride for n in x.shape[2:])
+        if not fits or not x.is_floating_point() or (x.device.type == "cpu" and
+                                                     x.abs().amax() > 1 + 1e-3):
+            raise SettingsError(
+                f"images {tuple(x.shape)} of {x.dtype} with values up to {float(x.abs().max()):g}; "
+                f"wanted floats (B, 3, H, W) in [-1, 1], H and W multiples of {self.stride}")
         return self.encoder(x)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
         """Images -> reconstructions (B, 3, H, W), not clamped, and what the quantizer returned."""
         quantized = self.quantizer(self.encode(x))
         return self.decoder(quantized.features), quantized
 
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
+    def codes(self, x: Tensor) -> Tensor:
         """Images -> codes (B, h, w)."""
         return self.quantizer.nearest(self.encode(x))
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode_codes(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> images clamped to [-1, 1], float32."""
         return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1, 1)
 
     @torch.no_grad()
-    def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> reconstructions clamped to [-1, 1], float32, and codes (B, h, w)."""
         codes = self.codes(x.contiguous(memory_format=torch.channels_last))
         return self.decode_codes(codes), codes

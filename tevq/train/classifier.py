@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tevq.config import Settings
@@ -14,6 +15,9 @@ from tevq.models.classifier import Classifier, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
 from tevq.train.loop import Loop
+
+LOG_EVERY = 100  # steps between lines of metrics.jsonl
+SHIFT = 2  # px that training items are moved at most, each way
 
 
 def train(settings: Settings, results=None) -> Run:
@@ -40,43 +44,34 @@ def _train(run: Run, settings: Settings) -> None:
         random = devices.generator(settings.data.seed, step)
         torch.manual_seed(step)  # dropout is a function of the step too
         index = torch.randint(len(items.labels), (s.batch,), generator=random)
-        crops, colour = training_crops(items, index, random)
-        for group in optimizer.param_groups:
-            group["lr"] = s.lr * one_cycle(step / s.steps)
+        colour = torch.randint(len(scenes.COLOURS), (s.batch,), generator=random)
+        shift = torch.randint(-SHIFT, SHIFT + 1, (s.batch, 2), generator=random)
+        optimizer.param_groups[0]["lr"] = s.lr * one_cycle(step / s.steps)
         with where.autocast():
-            crops = crops.to(where.device, memory_format=torch.channels_last, non_blocking=True)
-            logits = model(crops)  # of labels and of colours
+            x = crops(items, index, colour, shift).to(
+                where.device, memory_format=torch.channels_last, non_blocking=True)
+            logits = model(x)  # of labels and of colours
         truths = (t.to(where.device, non_blocking=True) for t in (items.labels[index], colour))
         loss = sum(F.cross_entropy(a.float(), b) for a, b in zip(logits, truths, strict=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        loop.see(loss)
+        loop.watch(loss)
         optimizer.step()
-        if (step + 1) % 100 == 0:
-            run.log(step + 1, loss=loss.item())
+        if (step + 1) % LOG_EVERY == 0:
+            loop.log(loss=loss)
     summary = accuracy(model.eval(), scenes.load_items(settings.data, "test"), where)
     run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch},
                model.state_dict())
 
 
-def training_crops(items: SourceImages, index: torch.Tensor, random: torch.Generator,
-                   shift: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items drawn in random colours and shifted by up to `shift` pixels each way.
+def crops(items: SourceImages, index: Tensor, colour: Tensor, shift: Tensor) -> Tensor:
+    """Items drawn in colours and moved by `shift` px down and right, as crops of scenes.
 
-    index (B,) -> crops (B, 3, s, s) in [-1, 1], colours (B,).
+    index (B,), colour (B,), shift (B, 2) -> (B, 3, s, s) in [-1, 1].
     """
-    B = len(index)
-    colour = torch.randint(len(scenes.COLOURS), (B,), generator=random)
-    offset = torch.randint(-shift, shift + 1, (B, 2), generator=random)
-    return _crops(items, index, colour, offset), colour
-
-
-def _crops(items: SourceImages, index: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor
-           ) -> torch.Tensor:
-    """Items at index (B,), coloured, offset (B, 2) px from the upper left: (B, 3, s, s)."""
     B, images = len(index), items.images[index]
     corner = torch.tensor(scenes.offsets(scenes.scene_size(images.shape[-1]))[0])
-    x = scenes.draw(images, colour, corner + offset, torch.arange(B), B)
+    x = scenes.draw(images, colour, corner + shift, torch.arange(B), B)
     return scenes.crop(x, torch.zeros(B, dtype=torch.long))
 
 
@@ -89,14 +84,13 @@ def one_cycle(progress: float, warm: float = 0.15) -> float:
 
 def accuracy(model: Classifier, items: SourceImages, where: devices.Device) -> dict[str, float]:
     """Share of items whose label, and whose colour, is recognised; every item in all colours."""
-    right_labels = right_colours = seen = 0
-    for index in torch.arange(len(items.labels)).split(500):
+    right_labels = right_colours = 0
+    index = torch.arange(len(items.labels))
+    for part in index.split(500):
         for colour in range(len(scenes.COLOURS)):
-            offset = torch.zeros(len(index), 2, dtype=torch.long)
-            crops = _crops(items, index, torch.full((len(index),), colour), offset)
-            labels, colours = model.predict(crops.to(where.device))
-            right_labels += (labels.cpu() == items.labels[index]).sum().item()
+            x = crops(items, part, torch.full_like(part, colour), part.new_zeros(len(part), 2))
+            labels, colours = model.predict(x.to(where.device))
+            right_labels += (labels.cpu() == items.labels[part]).sum().item()
             right_colours += (colours == colour).sum().item()
-            seen += len(index)
-    return {"label_accuracy": right_labels / seen, "colour_accuracy": right_colours / seen,
-            "n": seen}
+    n = len(index) * len(scenes.COLOURS)
+    return {"label_accuracy": right_labels / n, "colour_accuracy": right_colours / n, "n": n}

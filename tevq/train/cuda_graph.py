@@ -29,8 +29,7 @@ class CudaGraph:
     """
 
     def __init__(self, function: Callable, where: devices.Device):
-        self.function = function
-        self.possible = where.device.type == "cuda"
+        self.function, self.possible = function, where.device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.possible else None
         self.pool: Any = None  # memory that all recordings share
         self.calls: Counter = Counter()
@@ -41,7 +40,7 @@ class CudaGraph:
             return self.function(*arguments)
         key = tuple((x.shape, x.dtype, x.stride()) if torch.is_tensor(x) else x for x in arguments)
         self.calls[key] += 1
-        if self.calls[key] > EAGER and key not in self.recordings:
+        if self.calls[key] == EAGER + 1:
             self._record(key, arguments)
         if key not in self.recordings:
             return self._plain(arguments)
@@ -71,7 +70,7 @@ class CudaGraph:
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed recording leaves its own behind
             cause = error.__context__ or error  # the end of a failed recording fails, too
-            reason = (str(cause).splitlines() or ["no reason given"])[0]
+            reason = str(cause).partition("\n")[0]
             print(f"tevq: the training step cannot be recorded here ({reason}); going on without, "
                   "which is slower", file=sys.stderr)
             self.possible = False
@@ -80,18 +79,19 @@ class CudaGraph:
         self.recordings[key] = graph, inputs, results
 
 
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Sets the learning rate of an optimizer's group where a replayed step reads it.
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets an optimizer's learning rate where a replayed step reads it.
 
     Call it before every step: a checkpoint of another device brings its own kind of rate.
     """
-    device = group["params"][0].device
-    if device.type != "cuda":
-        group["lr"] = rate
-        return
-    if "capturable" in group:  # Adam's; a checkpoint of a CPU says no
-        group["capturable"] = True
-    if torch.is_tensor(group["lr"]) and group["lr"].device == device:
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = torch.full((), rate, device=device)
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type != "cuda":
+            group["lr"] = rate
+            continue
+        if "capturable" in group:  # Adam's; a checkpoint of a CPU says no
+            group["capturable"] = True
+        if torch.is_tensor(group["lr"]) and group["lr"].device == device:
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = torch.full((), rate, device=device)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tevq.config import UserError
 from tevq.runs import devices
 from tevq.runs.budget import Deadline, OutOfTimeError
 from tevq.runs.run import Run
 
-CHECK_EVERY = 20  # steps between looks at the numbers, each of which waits for the device
+CHECK_EVERY = 20  # steps between checks for divergence, each of which waits for the device
 
 
 class DivergedError(UserError, FloatingPointError):
@@ -30,20 +31,15 @@ class Loop:
 
     def __init__(self, run: Run, parts: dict[str, Any], total: int, save_seconds: float = 60):
         self.run, self.parts, self.total, self.save_seconds = run, parts, total, save_seconds
-        self.start, self.seconds, self.step = 0, 0.0, 0
-        self.bad: torch.Tensor | int = -1  # first step with a number that is not finite
+        self.diverged: Tensor | int = -1  # first step with a value that is not finite
         self.deadline = Deadline()
-        self.fresh = not self.restore()
-
-    def restore(self) -> bool:
-        """Puts all parts in the state of the newest checkpoint; False when there is none."""
-        found = self.run.latest()
-        if found:
-            self.start, state = found
+        self.step, self.seconds = 0, 0.0
+        self.start, state = run.latest() or (0, None)
+        self.fresh = state is None
+        if state:
             self.seconds = state.pop("seconds")
-            for name, part in self.parts.items():
+            for name, part in parts.items():
                 part.load_state_dict(state[name])
-        return found is not None
 
     def __iter__(self) -> Iterator[int]:
         began = saved = said = time.monotonic()
@@ -55,39 +51,49 @@ class Loop:
         for step in range(self.start, self.total):
             self.step = step
             yield step
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.total:
+            done, last = step + 1, step + 1 == self.total
+            if last or done % CHECK_EVERY == 0:
                 self.check()
             now = time.monotonic()
             self.seconds = before + now - began
-            late = step + 1 < self.total and self.deadline.near()
+            late = not last and self.deadline.near()
             due = now - saved > self.save_seconds or self.deadline.needs_a_save
-            if late or (due and step + 1 < self.total):
-                self.save(step + 1)
+            if late or (due and not last):
+                self.save(done)
                 saved = now
             if late:
-                raise self._out_of_time(step + 1)
-            if now - said > 30 or step + 1 == self.total:
-                self._say(step + 1, (now - began) / (step + 1 - self.start))
+                raise self._out_of_time(done)
+            if last or now - said > 30:
+                left = (self.total - done) * (now - began) / (done - self.start) / 60
+                print(f"{self.run.name}: step {done:,} of {self.total:,}, {left:.1f} min left",
+                      flush=True)
                 said = now
 
-    def see(self, *numbers: torch.Tensor) -> None:
-        """Looks at the loss and the gradient norm of a step, without waiting for the device."""
-        finite = torch.stack([number.detach().float() for number in numbers]).isfinite().all()
+    def watch(self, *values: Tensor) -> None:
+        """Notes the step if a loss or gradient is not finite, without waiting for the device."""
+        finite = torch.stack([value.detach().float() for value in values]).isfinite().all()
         now = torch.where(finite, -1, self.step)
-        self.bad = now if isinstance(self.bad, int) else torch.where(self.bad < 0, now, self.bad)
+        known = self.diverged
+        self.diverged = now if isinstance(known, int) else torch.where(known < 0, now, known)
 
     def check(self) -> None:
-        """Raises DivergedError, with the step, if what `see` was shown was not finite."""
-        if int(self.bad) < 0:
+        """Raises DivergedError, with the step, if a watched value was not finite."""
+        if int(self.diverged) < 0:
             return
         kind, seed = self.run.folder.parent.name, self.run.config.get("seed", 0)
         kept = self.run.steps_saved()
         rest = f"the checkpoint of step {kept[0]:,} is intact" if kept else "nothing was saved yet"
         raise DivergedError(f"{self.run.name}: the loss or its gradient is not finite at step "
-                           f"{int(self.bad) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
+                           f"{int(self.diverged) + 1:,} (seed {seed}); lower {kind}.lr; {rest}")
+
+    def log(self, **metrics: Any) -> None:
+        """A line of metrics.jsonl for the step at hand; reads tensors back from the device."""
+        self.check()
+        self.run.log(self.step + 1, **{name: value.item() if torch.is_tensor(value) else value
+                                       for name, value in metrics.items()})
 
     def save(self, step: int) -> None:
-        """A checkpoint after `step` finished steps, unless a number went bad."""
+        """A checkpoint after `step` finished steps, unless the training has diverged."""
         self.check()
         began = time.monotonic()
         state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -97,11 +103,6 @@ class Loop:
     def _out_of_time(self, step: int) -> OutOfTimeError:
         return OutOfTimeError(f"{self.run.name}: stopped at step {step:,} of {self.total:,}, "
                               "time is nearly up; the same command goes on from there")
-
-    def _say(self, step: int, rate: float) -> None:
-        left = (self.total - step) * rate
-        print(f"{self.run.name}: step {step:,} of {self.total:,}, {left / 60:.1f} min left",
-              flush=True)
 
 
 class Batches:
@@ -115,7 +116,7 @@ class Batches:
         self.n, self.batch, self.seed = n, min(batch, n), seed
         self.epoch, self.order = -1, torch.empty(0)
 
-    def __getitem__(self, step: int) -> torch.Tensor:
+    def __getitem__(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.n // self.batch)
         if epoch != self.epoch:
             random = devices.generator(self.seed, epoch)

@@ -34,13 +34,13 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; for 2-D parameters, all of which must have gradients.
 
-    Updates are scaled by sqrt(rows / columns) where that exceeds 1. Weight decay is decoupled.
-    `dtype` is that of the orthogonalisation. `lr` may be set to a tensor.
+    Updates are scaled by sqrt(rows / columns) where that exceeds 1. `dtype` is that of the
+    orthogonalisation. `lr` may be set to a tensor.
     """
 
-    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95, weight_decay=0.0,
+    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.95,
                  dtype: torch.dtype = torch.float32):
-        super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(parameters, dict(lr=lr, momentum=momentum))
         self.dtype = dtype
 
     @torch.no_grad()
@@ -49,21 +49,19 @@ class Muon(torch.optim.Optimizer):
             shapes = defaultdict(list)  # equal shapes are handled in one batched product
             for p in group["params"]:
                 shapes[p.shape].append(p)
-            for shape, same in shapes.items():
-                self._update(same, max(1.0, shape[0] / shape[1]) ** 0.5, group)
+            for (rows, columns), same in shapes.items():
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                self._update(same, rate, 1 - group["momentum"])
 
-    def _update(self, parameters: list[Tensor], scale: float, group: dict) -> None:
+    def _update(self, parameters: list[Tensor], rate: float | Tensor, mix: float) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["average"] = torch.zeros_like(p)
         averages = [self.state[p]["average"] for p in parameters]
         gradients = [p.grad for p in parameters]
-        mix = 1 - group["momentum"]
         torch._foreach_lerp_(averages, gradients, mix)
         steps = torch.stack(torch._foreach_lerp(gradients, averages, 1 - mix))
         updates = orthogonalise(steps, self.dtype)
-        rate = group["lr"] * scale
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         if torch.is_tensor(rate):  # of a step in a CUDA graph
             torch._foreach_sub_(parameters, list((updates * rate).unbind()))
         else:

@@ -6,6 +6,7 @@ import math
 import time
 
 import torch
+from torch import Tensor
 
 from tevq.config import Settings, Stage1Config
 from tevq.data import scenes
@@ -19,7 +20,6 @@ from tevq.train.cuda_graph import CudaGraph, set_rate
 from tevq.train.loop import Batches, Loop
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
-WATCHED = ("loss", "gradient_norm", "critic_loss")  # must be finite
 KMEANS_VECTORS = 20_000  # encoder outputs from which the codes start
 
 
@@ -43,11 +43,10 @@ class Trainer:
 
     def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
         self.run, self.settings, self.s = run, settings, settings.stage1
-        network, lent = None, []
-        if self.s.perceptual == "classifier":
-            network, lent = classifier.load(settings, results, where.device), ["classifier"]
+        needed = ["classifier"] if self.s.perceptual == "classifier" else []
+        network = classifier.load(settings, results, where.device) if needed else None
         items = scenes.load_items(settings.data, "train")
-        run.start(where, parents(settings, *lent, results=results), items.sha256())
+        run.start(where, parents(settings, *needed, results=results), items.sha256())
         self.items = items.to(where.device)
         self.scenes = scenes.load_scenes(settings.data, "train")
         self.batches = Batches(len(self.scenes.case), self.s.batch, settings.seed)
@@ -60,38 +59,32 @@ class Trainer:
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
-        learner = self.learner
-        optimizers = {"optimizer": learner.optimizer,
-                      "critic_optimizer": learner.discriminator_optimizer}
-        parts = {"model": self.model, "critic": learner.discriminator, "usage": self.usage}
-        loop = self.loop = Loop(self.run, parts | optimizers, self.s.steps)
-        if loop.fresh:
+        learner, s = self.learner, self.s
+        self.loop = Loop(self.run, {
+            "model": self.model, "critic": learner.discriminator, "usage": self.usage,
+            "optimizer": learner.optimizer, "critic_optimizer": learner.discriminator_optimizer,
+        }, s.steps)
+        if self.loop.fresh:
             began = time.monotonic()
             self.init_codebook()
-            loop.seconds = time.monotonic() - began
-            loop.save(0)  # the warm-up and k-means are not done again
+            self.loop.seconds = time.monotonic() - began
+            self.loop.save(0)  # the warm-up and k-means are not done again
         update = CudaGraph(learner.update, learner.where)
-        for step in loop:
-            for optimizer in optimizers.values():
-                for group in optimizer.param_groups:
-                    set_rate(group, self.s.lr * rate(self.s, step))
-            adversarial = step >= self.s.disc_start and self.s.disc_weight > 0
-            if adversarial and step == self.s.disc_start:
+        for step in self.loop:
+            for optimizer in (learner.optimizer, learner.discriminator_optimizer):
+                set_rate(optimizer, s.lr * rate(s, step))
+            adversarial = step >= s.disc_start and s.disc_weight > 0
+            if adversarial and step == s.disc_start:
                 print(f"{self.run.name}: step {step:,}, the discriminator starts")
-            numbers, codes = update(self.images(step), adversarial)
-            loop.see(*(numbers[key] for key in WATCHED if key in numbers))
-            self.usage.counts += count(codes, self.s.codes)
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == self.s.steps:
-                self.log(step + 1, numbers)
-        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
-                         "images": self.s.steps * self.batches.batch,
-                         "perceptual_name": self.s.perceptual} | self.run.metrics()[-1],
+            metrics, codes = update(self.images(step), adversarial)
+            self.loop.watch(*metrics.values())
+            self.usage.counts += count(codes, s.codes)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == s.steps:
+                self.log(metrics)
+        self.run.finish({"seconds": self.loop.seconds, "steps": s.steps,
+                         "images": s.steps * self.batches.batch,
+                         "perceptual_name": s.perceptual} | self.run.metrics()[-1],
                         self.model.state_dict())
-
-    def images(self, step: int) -> torch.Tensor:
-        """Batch (B, 3, 64, 64) of a step; in [-1, 1], channels last, on the device."""
-        x = scenes.render(self.scenes, self.items, self.batches[step])
-        return x.contiguous(memory_format=torch.channels_last)
 
     def init_codebook(self) -> None:
         """Start of the codes: as they are built (official), or k-means after a short warm-up.
@@ -101,44 +94,42 @@ class Trainer:
         """
         if self.s.codebook_start == "uniform":
             return
+        print(f"{self.run.name}: {self.s.warmup_steps:,} steps without a codebook, then k-means",
+              flush=True)
         autoencoder_step = CudaGraph(self.learner.autoencoder_step, self.learner.where)
         for step in range(self.s.warmup_steps):
             autoencoder_step(self.images(step))
-            if (step + 1) % 50 == 0:
-                print(f"{self.run.name}: warm-up step {step + 1:,} of {self.s.warmup_steps:,}",
-                      flush=True)
-        vectors = self.some_features()
-        self.model.quantizer.init_codes(vectors, self.settings.seed)
-        print(f"{self.run.name}: codebook started by k-means on {len(vectors):,} features")
+        self.model.quantizer.init_codes(self.some_features(), self.settings.seed)
 
     @torch.no_grad()
-    def some_features(self) -> torch.Tensor:
+    def some_features(self) -> Tensor:
         """Encoder outputs at random positions of the first batches, (KMEANS_VECTORS, D)."""
-        found, count, step = [], 0, 0
-        while count < 2 * KMEANS_VECTORS:
+        found: list[Tensor] = []
+        while sum(map(len, found)) < 2 * KMEANS_VECTORS:
             with self.learner.where.autocast():
-                z = self.model.encode(self.images(step)).float()
-            found.append(z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]))
-            count, step = count + len(found[-1]), step + 1
-        vectors = torch.cat(found)
-        random = devices.generator(self.settings.seed, 1)
+                z = self.model.encode(self.images(len(found))).float()
+            found.append(z.permute(0, 2, 3, 1).flatten(0, 2))  # (B h w, D)
+        vectors, random = torch.cat(found), devices.generator(self.settings.seed, 1)
         return vectors[torch.randperm(len(vectors), generator=random)[:KMEANS_VECTORS]]
 
-    def log(self, step: int, numbers: dict[str, torch.Tensor]) -> None:
+    def images(self, step: int) -> Tensor:
+        """Batch (B, 3, S, S) of a step; in [-1, 1], channels last, on the device."""
+        x = scenes.render(self.scenes, self.items, self.batches[step])
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def log(self, metrics: dict[str, Tensor]) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
-        self.loop.check()
         codebook = self.model.quantizer.table().detach()
         health = codebook_health(codebook, self.usage.counts)
         self.usage.counts.zero_()
+        self.loop.log(**metrics, **health, orthogonality=orthogonality(codebook))
         if health["codes_used"] < 3:
-            print(f"{self.run.name}: step {step:,}, the codebook has collapsed to "
+            print(f"{self.run.name}: step {self.loop.step + 1:,}, the codebook has collapsed to "
                   f"{health['codes_used']} codes")
-        plain = {key: float(value) for key, value in numbers.items()}
-        self.run.log(step, **plain, **health, orthogonality=float(orthogonality(codebook)))
 
 
 class Learner:
-    """The networks with their optimizers, and one update of each."""
+    """The networks with their optimizers, and one update of each. Images x are in [-1, 1]."""
 
     def __init__(self, s: Stage1Config, where: devices.Device, perceptual: losses.Perceptual):
         self.s, self.where, self.perceptual = s, where, perceptual
@@ -150,29 +141,28 @@ class Learner:
                              capturable=where.device.type == "cuda")
             for net in (self.model, self.discriminator))
 
-    def update(self, x: torch.Tensor, adversarial: bool) -> tuple[dict, torch.Tensor]:
+    def update(self, x: Tensor, adversarial: bool) -> tuple[dict, Tensor]:
         """One update of all networks, of the discriminator only if `adversarial`.
 
-        x (B, 3, H, W) in [-1, 1] -> numbers for the log, codes (B, h, w).
+        x (B, 3, H, W) -> metrics (scalars on the device), codes (B, h, w).
         """
-        numbers, fake, codes = self.generator_step(x, adversarial)
+        metrics, y, codes = self.generator_step(x, adversarial)
         if adversarial:
-            numbers |= self.discriminator_step(x, fake)
-        return {key: value.detach() for key, value in numbers.items()}, codes
+            metrics |= self.discriminator_step(x, y)
+        return {name: value.detach() for name, value in metrics.items()}, codes
 
-    def generator_step(self, x: torch.Tensor, adversarial: bool = False
-                       ) -> tuple[dict, torch.Tensor, torch.Tensor]:
-        """One update of encoder, decoder and codebook. Returns numbers, reconstruction, codes."""
+    def generator_step(self, x: Tensor, adversarial: bool = False) -> tuple[dict, Tensor, Tensor]:
+        """One update of encoder, decoder and codebook. Returns metrics, reconstruction, codes."""
         with self.where.autocast():
             y, quantized = self.model(x)
-            loss, numbers = self.reconstruction_loss(x, y)
+            loss, metrics = self.reconstruction_loss(x, y)
             if adversarial:
                 self.discriminator.requires_grad_(False)
                 adversarial_loss = -self.discriminator(y).float().mean()
         if adversarial:
             weight = losses.adaptive_weight(loss, adversarial_loss, self.model.decoder[-1].weight)
             loss = loss + self.s.disc_weight * weight * adversarial_loss
-            numbers |= {"adaptive_weight": weight, "adversarial": adversarial_loss}
+            metrics |= {"adaptive_weight": weight, "adversarial": adversarial_loss}
         loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
         if self.s.orthogonality > 0:
             loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.table())
@@ -180,10 +170,28 @@ class Learner:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.optimizer.step()
-        numbers |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
-        return numbers, y.detach(), quantized.codes
+        metrics |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
+        return metrics, y.detach(), quantized.codes
 
-    def autoencoder_step(self, x: torch.Tensor) -> None:
+    def reconstruction_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict]:
+        """L1 in [-1, 1] plus the weighted perceptual distance; both for the log, too."""
+        l1 = (x - y.float()).abs().mean()
+        perceptual = self.perceptual(x, y)
+        # halved for the log: Table 3 counts in [0, 1]
+        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
+
+    def discriminator_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """One update of the discriminator on images x and their reconstructions y; metrics."""
+        self.discriminator.requires_grad_(True)
+        with self.where.autocast():
+            real, fake = self.discriminator(x).float(), self.discriminator(y).float()  # logits
+        loss = losses.hinge_loss(real, fake)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_optimizer.step()
+        return {"critic_loss": loss, "real_logits": real.mean(), "fake_logits": fake.mean()}
+
+    def autoencoder_step(self, x: Tensor) -> None:
         """One update of encoder and decoder without quantization."""
         with self.where.autocast():
             y = self.model.decoder(self.model.encode(x))
@@ -192,33 +200,13 @@ class Learner:
         loss.backward()
         self.optimizer.step()
 
-    def reconstruction_loss(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """L1 in [-1, 1] plus the weighted perceptual distance."""
-        l1 = (x - y.float()).abs().mean()
-        perceptual = self.perceptual(x, y)
-        # halved for the log: Table 3 counts in [0, 1]
-        return l1 + self.s.perceptual_weight * perceptual, {"l1": l1 / 2, "perceptual": perceptual}
-
-    def discriminator_step(self, x: torch.Tensor, fake: torch.Tensor) -> dict:
-        """One update of the discriminator on real images and their reconstructions."""
-        self.discriminator.requires_grad_(True)
-        with self.where.autocast():
-            real_logits = self.discriminator(x).float()
-            fake_logits = self.discriminator(fake).float()
-        loss = losses.hinge_loss(real_logits, fake_logits)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.discriminator_optimizer.step()
-        return {"critic_loss": loss, "real_logits": real_logits.mean(),
-                "fake_logits": fake_logits.mean()}
-
 
 def rate(s: Stage1Config, step: int) -> float:
     """Share of the learning rate: constant (official), or a cosine to a tenth."""
     return 0.55 + 0.45 * math.cos(math.pi * step / s.steps) if s.decay else 1.0
 
 
-def count(codes: torch.Tensor, K: int) -> torch.Tensor:
+def count(codes: Tensor, K: int) -> Tensor:
     """How often each of K codes was chosen, float32 (K,). (`bincount` would wait for a GPU.)"""
     ones = torch.ones(codes.numel(), device=codes.device)
     return torch.zeros(K, device=codes.device).index_add_(0, codes.flatten(), ones)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tevq.config import Settings, Stage2Config
 from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, encoded_split, split_of
@@ -18,6 +19,7 @@ from tevq.train.loop import Batches, Loop
 from tevq.train.muon import Muon, block_matrices
 
 LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
+LOGGED = ("loss", "text_loss", "image_loss")
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
 PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
 
@@ -56,60 +58,55 @@ class Trainer:
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
-        parts = {"model": self.model} | self.optimizers
-        loop = self.loop = Loop(self.run, parts, self.s.steps)
+        s, peaks = self.s, {"muon": self.s.muon_lr, "adam": self.s.lr}
+        loop = Loop(self.run, {"model": self.model} | self.optimizers, s.steps)
         for step in loop:
-            share = schedule(self.s.schedule, step, self.s.steps, self.s.warmup_steps)
-            for optimizer in self.optimizers.values():
-                for group in optimizer.param_groups:
-                    set_rate(group, group["initial_lr"] * share)
-            numbers = self.step(step)
-            loop.see(numbers["loss"], numbers.pop("gradient_norm"))
-            last = step + 1 == self.s.steps
+            share = schedule(s.schedule, step, s.steps, s.warmup_steps)
+            for name, optimizer in self.optimizers.items():
+                set_rate(optimizer, peaks[name] * share)
+            direction, metrics = self.step(step)
+            loop.watch(*metrics.values())
+            last, sequences = step + 1 == s.steps, (step + 1) * self.batches.batch
             if (step + 1) % LOG_EVERY == 0 or last:
-                self.log(step + 1, numbers)
-            if self.s.probe_scenes and ((step + 1) % self.s.probe_every == 0 or last):
-                self.probe(step + 1)
-        self.run.finish({"seconds": loop.seconds, "steps": self.s.steps,
-                         "sequences": self.s.steps * self.batches.batch,
+                loop.log(direction=direction, sequences=sequences,
+                         **{name: metrics[name] for name in LOGGED})
+            if s.probe_scenes and ((step + 1) % s.probe_every == 0 or last):
+                for point in self.probe():
+                    loop.log(**point, sequences=sequences)
+        self.run.finish({"seconds": loop.seconds, "steps": s.steps,
+                         "sequences": s.steps * self.batches.batch,
                          "training_scenes": self.batches.n,
-                         "parameters": self.model.parameter_count()},
+                         "parameters": sum(p.numel() for p in self.model.parameters())},
                         self.model.state_dict())
 
-    def step(self, step: int) -> dict:
-        """One update in one direction; `direction` and what `update` returns."""
+    def step(self, step: int) -> tuple[str, dict[str, Tensor]]:
+        """One update in one direction: the direction, and what `update` returns."""
         direction = direction_of(step, self.s)
         index = self.batches[step].to(self.where.device, non_blocking=True)
         text, codes = self.captions[index].long(), self.codes[index].long()
-        return {"direction": direction} | self.update(text, codes, direction)
+        return direction, self.update(text, codes, direction)
 
-    def log(self, step: int, numbers: dict) -> None:
-        """One line of metrics."""
-        self.loop.check()
-        direction = numbers.pop("direction")
-        plain = {key: float(value) for key, value in numbers.items()}
-        self.run.log(step, direction=direction, sequences=step * self.batches.batch, **plain)
+    def probe(self) -> list[dict]:
+        """Points of the learning curves: digit accuracy per case on validation scenes.
 
-    def probe(self, step: int) -> None:
-        """A point of the learning curve: text->image digit accuracy on validation scenes.
-
-        Held-out combinations (`val`) and seen ones (`val_seen`), per case; greedy captions too.
+        Of held-out combinations (`val`) and seen ones (`val_seen`), in every trained direction;
+        images are sampled, captions greedy.
         """
         self.model.eval()
-        options, seed = self.settings.evaluation, self.settings.seed
+        options, seed, points = self.settings.evaluation, self.settings.seed, []
         for split, (scenes, items) in self.probes.items():
-            if self.s.directions != "i2t":
-                codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
-                values = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
-                self.run.log(step, probe=split, task="t2i", n=len(scenes),
-                             sequences=step * self.batches.batch, **values)
-            if self.s.directions != "t2i":
-                truth = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
-                texts = self.evaluator.image_to_text(self.model, truth, options, seed, greedy=True)
-                values = case_values(self.evaluator.score_texts(texts, scenes), scenes, "digit")
-                self.run.log(step, probe=split, task="i2t", n=len(scenes),
-                             sequences=step * self.batches.batch, **values)
+            for task in DIRECTIONS[self.s.directions]:
+                if task == "t2i":
+                    codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
+                    scores = self.evaluator.score_codes(codes, scenes)
+                else:
+                    codes = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
+                    texts = self.evaluator.image_to_text(self.model, codes, options, seed, True)
+                    scores = self.evaluator.score_texts(texts, scenes)
+                points.append({"probe": split, "task": task, "n": len(scenes)}
+                              | case_values(scores, scenes, "digit"))
         self.model.train()
+        return points
 
 
 def direction_of(step: int, s: Stage2Config) -> str:
@@ -120,8 +117,8 @@ def direction_of(step: int, s: Stage2Config) -> str:
 
 
 def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: Stage2Config,
-           text: torch.Tensor, codes: torch.Tensor, direction: str) -> dict[str, torch.Tensor]:
-    """One step of all optimizers on captions (B, L) and codes (B, h, w); its losses."""
+           text: Tensor, codes: Tensor, direction: str) -> dict[str, Tensor]:
+    """One step of all optimizers on captions (B, L) and codes (B, h, w); metrics."""
     loss = model.loss(text, codes, direction, s.target_weight)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
@@ -139,13 +136,8 @@ def build_optimizers(model: Transformer, s: Stage2Config) -> dict[str, torch.opt
     adam = partial(torch.optim.Adam, lr=s.lr, betas=(0.9, s.beta2), fused=True,
                    capturable=matrices[0].device.type == "cuda")
     if s.optimizer == "adam":
-        found = {"adam": adam(matrices + rest)}
-    else:
-        found = {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype), "adam": adam(rest)}
-    for optimizer in found.values():
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return found
+        return {"adam": adam(matrices + rest)}
+    return {"muon": Muon(matrices, s.muon_lr, dtype=model.dtype), "adam": adam(rest)}
 
 
 def schedule(name: str, step: int, steps: int, warmup: int) -> float:
