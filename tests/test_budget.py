@@ -55,21 +55,6 @@ def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
             budget.Deadline()
 
 
-@pytest.mark.parametrize("where, left", [("here", 60), ("elsewhere", 60 - 3600), ("", 60 - 3600)])
-def test_a_deadline_survives_a_changed_clock_on_its_own_machine(where, left, monkeypatch):
-    """Another machine's monotonic clock means nothing here. Planted faults: the time of day used
-    on this machine; another machine's clock believed."""
-    monkeypatch.setattr(budget, "boot", lambda: where)
-    text = budget.deadline(60)
-    monkeypatch.setattr(budget, "boot", lambda: where and "here")
-    monkeypatch.setenv(budget.VARIABLE, text)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 3600)  # somebody sets the clock
-    assert abs(budget.seconds_left() - left) < 5
-    monkeypatch.delenv(budget.VARIABLE)
-    assert budget.seconds_left() == float("inf") == budget.Deadline().at
-
-
 def in_pieces(train, settings, results, monkeypatch, steps_each: int) -> int:
     """Trains with a deadline after every few steps; how often the time was up."""
     stops = 0
