@@ -20,21 +20,6 @@ class OutOfTimeError(UserError):
     """Training has stopped at a checkpoint because the deadline is near."""
 
 
-def seconds_left() -> float:
-    """Seconds to the deadline; infinite without one.
-
-    Raises SettingsError when $TEVQ_DEADLINE is no time.
-    """
-    text = os.environ.get(VARIABLE) or "inf"
-    try:
-        if not math.isnan(left := float(text) - time.time()):
-            return left
-    except ValueError:
-        pass
-    raise SettingsError(f"{VARIABLE} = {text!r} is not a time in seconds since 1970; unset it, "
-                        "or use --budget SECONDS")
-
-
 class Deadline:
     """Tells a training loop when it must not begin another step.
 
@@ -43,7 +28,12 @@ class Deadline:
     """
 
     def __init__(self):
-        self.at = time.monotonic() + seconds_left()
+        text = os.environ.get(VARIABLE) or "inf"
+        try:
+            self.at = time.monotonic() + float(text) - time.time()
+        except ValueError:
+            raise SettingsError(f"{VARIABLE} = {text!r} is not a time in seconds since 1970; unset "
+                                "it, or use --budget SECONDS") from None
         self.longest_step = self.longest_save = 0.0
         self.asked = math.inf  # when `near` was last asked
 

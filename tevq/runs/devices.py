@@ -51,8 +51,8 @@ def detect(precision: str = "auto") -> Device:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-    dtype = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fast) else None
-    return Device(device, dtype or torch.float32)
+    rounded = precision == "bfloat16" or (precision == "auto" and fast)
+    return Device(device, torch.bfloat16 if rounded else torch.float32)
 
 
 @cache

@@ -40,8 +40,6 @@ UNUSED = {  # of the settings of the data, what changes nothing in a run
     "classifier": ("train", "val", "test", "seed"),  # one classifier judges all scenes of a source
     "stage1": ("val", "test"),
 }
-PARENTS = {"stage1": ("classifier",), "stage2": ("classifier", "stage1"),
-           "quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
 KEEP = 2  # checkpoints of an unfinished run
 TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -52,12 +50,12 @@ class LostLockError(UserError):
 
 def run_config(settings: Settings, kind: str) -> dict[str, Any]:
     """The settings that decide a run of this kind, nested; without those at neutral values."""
-    tree, left_out = settings.as_dict(), ("preset", "variant", "seed")
+    tree = settings.as_dict()
+    of_the_folder = ("preset", "variant", "seed") if kind == "classifier" else ("preset",)
     for name in UNUSED.get(kind, ()):
-        del tree["data"][name]
+        tree["data"].pop(name, None)
     return {name: value for name, value in tree.items()
-            if (name in PARTS[kind] if isinstance(value, dict)
-                else name not in left_out[:3 if kind == "classifier" else 1])}
+            if (name in PARTS[kind] if isinstance(value, dict) else name not in of_the_folder)}
 
 
 def open_run(settings: Settings, kind: str, results: str | Path | None = None) -> Run:
@@ -71,8 +69,9 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
     run, published = Run(root / place, config), Run(PUBLISHED / place, config, root / place)
     if root != LOCAL or run.done or not published.done:
         return run
-    parents = (open_run(settings, parent, results) for parent in PARENTS.get(kind, ()))
-    anew = any(parent.done and parent.folder == parent.own for parent in parents)
+    networks = (open_run(settings, part, results) for part in PARTS[kind]
+                if part in PARTS and part != kind)
+    anew = any(network.done and network.folder == network.own for network in networks)
     return run if anew else published
 
 
@@ -164,8 +163,7 @@ class Run:
         if (found := tree.get("settings", self.config)) != self.config:
             raise SettingsError(f"{self.folder / 'config.json'} holds other settings than this "
                                 f"run: {_difference(found, self.config)}; delete the folder")
-        before = tree.get("built_on", own)
-        if before != own and self._checkpoints():
+        if (before := tree.get("built_on", own)) != own and self._checkpoints():
             raise SettingsError(f"{self.folder} was begun on other weights: "
                                 f"{_difference(before, own)}; delete its folder state")
         self.check_source(source)
@@ -230,8 +228,7 @@ class Run:
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
         """Saves weights, then the summary that makes the run `done`; drops checkpoints.
 
-        The summary gets the checksum of the weights. A summary of an earlier training goes first:
-        it must never stand beside other weights.
+        A summary of an earlier training goes first: it must never stand beside other weights.
         """
         self._check_lock()
         (self.folder / "summary.json").unlink(missing_ok=True)
