@@ -26,7 +26,7 @@ MOST = 999_999_999  # largest whole number of a setting: nine digits of a step i
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
 BUILT_IN = {  # known without an import of torch, which --help and --dry-run need not wait for
     "tevq.models.vqgan.DOWNSAMPLERS": ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool"),
-    "tevq.models.quantizer.QUANTIZERS": ("vq",), "tevq.data.source.SOURCES": ()}
+    "tevq.models.quantizer.QUANTIZERS": ("vq",)}
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
@@ -252,7 +252,7 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
                             f"{wanted.get(kind, kind.__name__)}") from None
     told = group.__dataclass_fields__[name].metadata
     if isinstance(choices := told["choices"], str):
-        if value in BUILT_IN[choices]:
+        if value in BUILT_IN.get(choices, ()):
             return value
         module, _, dictionary = choices.rpartition(".")
         choices = getattr(importlib.import_module(module), dictionary)
