@@ -35,10 +35,10 @@ POLL = 0.5
 def boot() -> str:
     """Random name of this start of this machine; empty where nobody tells it."""
     with contextlib.suppress(OSError):  # Linux
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     with contextlib.suppress(OSError):  # macOS
         return subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True,
-                              encoding="ascii").stdout.strip()
+                              encoding="utf-8").stdout.strip()
     return ""
 
 
