@@ -1,4 +1,4 @@
-"""What we run on: kept memory, exact float32, usable cores, and the commit of the record."""
+"""What we run on: kept memory, exact float32, and the commit of the record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tevq.runs import devices
 
@@ -58,41 +57,6 @@ def test_float32_means_float32_whatever_the_environment_asks():
     assert done.stdout.split() == ["highest", "False", "False", "True"]
 
 
-def test_rounded_products_are_noticed(monkeypatch):
-    """The record tells what holds, measured. Planted fault: a switch is read instead."""
-    assert devices.exact_float32(torch.device("cpu"))
-    for name in ("conv2d", "eye"):  # the convolution, and the matrix product by way of its factor
-        original = getattr(torch, name)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, name, lambda *words, original=original, **more: original(
-                *words, **more).bfloat16().float() * (1 + 2.0**-20))
-            assert not devices.exact_float32(torch.device("cpu"))
-
-
-@pytest.mark.parametrize("told, files, expected", [
-    ("0::/", {"cpu.max": "150000 100000"}, 1),
-    ("0::/", {"cpu.max": "300000 100000"}, 3),
-    ("0::/", {"cpu.max": "max 100000"}, 8),
-    ("0::/", {"cpu.max": "5000 100000"}, 1),
-    ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
-    ("0::/a/b", {"cpu.max": "nonsense"}, 8),
-    ("3:memory:/\n4:cpu,cpuacct:/docker/x", {
-        "cpu,cpuacct/cpu.cfs_quota_us": "400000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 4),
-    ("4:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 8),
-    ("4:cpuset:/x", {"cpuset/x/cpu.cfs_quota_us": "1", "cpuset/x/cpu.cfs_period_us": "1"}, 8),
-    ("", {}, 8), ("nonsense", {}, 8)])
-def test_cores_are_those_that_may_be_used(told, files, expected, tmp_path, monkeypatch):
-    """Planted faults: a container's quota not looked at; only its innermost group."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    write(tmp_path / "proc/self/cgroup", told + "\n")
-    for name, text in files.items():
-        write(tmp_path / "sys/fs/cgroup" / name, text + "\n")
-    assert devices.cores(tmp_path) == expected
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    assert devices.cores(tmp_path) == 1
-
-
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -118,10 +82,9 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.mark.promise("records")
 @pytest.mark.parametrize("name", devices.SOURCES)
-def test_the_commit_says_whether_anything_that_counts_was_changed(repository, name, monkeypatch):
-    """Planted faults: only the package looked at; the repository that a hook names."""
+def test_the_commit_says_whether_anything_that_counts_was_changed(repository, name):
+    """Planted fault: only the package looked at."""
     head = git(repository, "rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", "/somewhere/else")
     assert devices.commit(repository) == head
     write(repository / "README.md", "changed")
     assert devices.commit(repository) == head
@@ -141,9 +104,10 @@ def test_a_copy_inside_another_repository_has_no_commit(repository, tmp_path):
 
 
 @pytest.mark.promise("records")
-def test_a_repository_of_somebody_else_is_named(repository, monkeypatch):
-    """Planted fault: a silent "unknown"."""
+def test_a_repository_of_somebody_else_is_read(repository, monkeypatch):
+    """As in a container with a mounted folder. Planted fault: git refuses."""
+    head = devices.commit(repository)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    assert devices.commit(repository) == "unknown (git refuses: dubious ownership)"
+    assert devices.commit(repository) == head != "unknown"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -76,13 +75,10 @@ def test_a_new_setting_at_another_value_is_another_run(kind):
 def test_a_variant_unknown_to_the_paper_is_one_record(monkeypatch):
     """Planted faults: a colour, a default or a forbidden override that knows five names only."""
     record = presets.Variant("few", {"stage1.codes": 16}, "FEW  16 codes")
-    made = presets.complete(*presets.VARIANTS.values(), record,
-                            presets.Variant("more", {"stage1.codes": 64}, "MORE  64 codes"))
-    few, more = made["few"], made["more"]
-    assert {k: made[k] for k in presets.VARIANTS} == presets.VARIANTS
+    few, more = record, presets.Variant("more", {"stage1.codes": 64}, "MORE  64 codes")
     assert few.colour and few.marker and (few.colour, few.marker) != (more.colour, more.marker)
     assert few.colour not in {v.colour for v in presets.VARIANTS.values()}
-    monkeypatch.setattr(presets, "VARIANTS", made)
+    monkeypatch.setitem(presets.VARIANTS, "few", few)
     assert presets.load("smoke", "few").stage1.codes == 16
     assert presets.load("smoke", "sc", 0, "stage1.codes=16").stage1.codes == 16
     with pytest.raises(SettingsError, match="stage1.codes belongs to the variant"):
@@ -92,10 +88,10 @@ def test_a_variant_unknown_to_the_paper_is_one_record(monkeypatch):
     assert "-few-s0-" in open_run(presets.load("smoke", "few"), "stage1", "x").folder.name
 
 
-@pytest.mark.parametrize("name", ["a-b", "a,b", "", "te", "../x"])
+@pytest.mark.parametrize("name", ["a-b", "a,b", "", "../x"])
 def test_names_of_variants_that_break_folder_names_are_refused(name):
-    with pytest.raises(SettingsError, match="the name must be new"):
-        presets.complete(*presets.VARIANTS.values(), presets.Variant(name, {}, ""))
+    with pytest.raises(SettingsError, match="use letters, digits and _ only"):
+        presets.Variant(name, {}, "")
 
 
 def numeric() -> list[str]:
@@ -149,22 +145,11 @@ def test_sampling_refuses_options_that_are_no_numbers(temperature, top_k):
 
 
 @pytest.mark.promise("input")
-@pytest.mark.parametrize("path", ["~no-such-user-here/x", "\0"])
-def test_a_folder_that_cannot_be_is_one_line(path, monkeypatch):
+def test_a_folder_that_cannot_be_is_one_line(monkeypatch):
     """Planted fault: expanduser as it is, which raises RuntimeError."""
-    monkeypatch.setenv("TEVQ_RESULTS", path) if path[0] == "~" else None
-    with pytest.raises(SettingsError, match="results folder .* cannot be used"):
-        settings.results_root(path if path[0] != "~" else None)
-
-
-def test_a_user_without_a_home_is_told_so(monkeypatch):
-    """Planted fault: RuntimeError, a traceback."""
-    def homeless(self):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(SettingsError, match="home directory.; write the whole path"):
-        settings.expand("~/.cache/tevq")
+    monkeypatch.setenv("TEVQ_RESULTS", "~no-such-user-here/x")
+    with pytest.raises(SettingsError, match="folder .* cannot be used: .*write the whole path"):
+        settings.results_root()
 
 
 @pytest.mark.parametrize("text, words", [
@@ -177,7 +162,7 @@ def test_a_user_without_a_home_is_told_so(monkeypatch):
     ("stage1.multipliers=1-x", ["'1-x'", "1-2-4"]),
     ("stage1.codes=512", ["512", "32", "orthogonal", "equation 5"]),
     ("stage1.orthogonality=1", ["stage1.orthogonality", "variant"]),
-    ("stage2.fraction=1.5", ["1.5", "between"]),
+    ("stage2.fraction=1.5", ["1.5", "at most 1.0"]),
     ("steps", ["'steps'", "name=value"]),
 ])
 @pytest.mark.promise("input")
@@ -203,7 +188,7 @@ def test_overrides_arrive_in_the_type_of_their_field():
 
 @pytest.mark.promise("input")
 @pytest.mark.parametrize("arguments", [("tiny",), ("smoke", "xx"), ("smoke", "te", -1),
-                                       ("smoke", "te", True), ("smoke", "te", "0")])
+                                       ("smoke", "te", True)])
 def test_unknown_presets_variants_and_seeds_are_refused(arguments):
     with pytest.raises(SettingsError):
         presets.load(*arguments)

@@ -108,12 +108,11 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "",
 @contextlib.contextmanager
 def _local(jobs: int, say: Callable[[str], None]) -> Iterator[Pool]:
     """Workers in threads of this process: every notebook has a process of its own anyway."""
+    import joblib
     import torch
     from distributed import Client, LocalCluster
 
-    from tevq.runs import devices
-
-    count, cores = torch.cuda.device_count(), devices.cores()
+    count, cores = torch.cuda.device_count(), joblib.cpu_count()
     jobs = jobs or count or min(2, cores)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     # its pages for this machine only; without a limit of memory, which would not count notebooks

@@ -24,8 +24,9 @@ LOCAL = PUBLISHED / "local"  # where everything else is written; git ignores it
 FOLDER_VARIABLE = "TEVQ_FOLDER"  # set for kernels: the folder of the command that started them
 MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
-# Names in lists of modules that import torch, which --help and --dry-run need not wait for
-BUILT_IN = ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool", "vq")
+BUILT_IN = {  # known without an import of torch, which --help and --dry-run need not wait for
+    "tevq.models.vqgan.DOWNSAMPLERS": ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool"),
+    "tevq.models.quantizer.QUANTIZERS": ("vq",)}
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
@@ -49,7 +50,7 @@ def unknown(kind: str, value: Any, allowed) -> SettingsError:
     return SettingsError(f"unknown {kind} {value!r}; allowed: {', '.join(names)}{hint}")
 
 
-def option(default: Any, low: float | None = None, high: float | None = None, choices=None,
+def option(default: Any, low: float = -math.inf, high: float = math.inf, choices=None,
            neutral: Any = MISSING) -> Any:
     """A dataclass field with its allowed range (inclusive; of every number in a tuple) or choices.
 
@@ -186,9 +187,14 @@ class Settings:
 
         Raises SettingsError for an unknown name, a wrong type or a value out of range.
         """
-        changed = self
+        changed, known = self, names()
         for name, value in values.items():
-            changed = _replace(changed, name, value)
+            if name not in known:
+                raise unknown("setting", name, known)
+            group, _, leaf = name.rpartition(".")
+            part = getattr(changed, group) if group else changed
+            part = dataclasses.replace(part, **{leaf: check(type(part), leaf, value, name)})
+            changed = dataclasses.replace(changed, **{group: part}) if group else part
         _check_combinations(changed)
         return changed
 
@@ -200,9 +206,8 @@ class Settings:
 def _plain(group: Any, neutral: bool) -> Any:
     if not is_dataclass(group):
         return group
-    found = ((f, getattr(group, f.name)) for f in fields(group))
-    return {f.name: _plain(value, neutral) for f, value in found
-            if neutral or value != f.metadata.get("neutral", MISSING)}
+    return {f.name: _plain(value, neutral) for f in fields(group)
+            if (value := getattr(group, f.name)) != f.metadata.get("neutral", MISSING) or neutral}
 
 
 def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
@@ -242,56 +247,40 @@ def check(group: type, name: str, value: Any, label: str = "") -> Any:
     try:
         value = _cast(kind, value)
     except (ArithmeticError, LookupError, TypeError, ValueError):
-        wanted = {"tuple": "whole numbers such as 1-2-4", "float": "float (a finite number)"}
+        wanted = {tuple: "whole numbers such as 1-2-4", float: "float (a finite number)"}
         raise SettingsError(f"{label} = {value!r} is not of type "
-                            f"{wanted.get(kind.__name__, kind.__name__)}") from None
-    told = next(f for f in fields(group) if f.name == name).metadata
-    low, high, choices = told.get("low"), told.get("high"), told.get("choices")
-    if isinstance(choices, str) and value in BUILT_IN:
-        choices = BUILT_IN
-    elif isinstance(choices, str):
+                            f"{wanted.get(kind, kind.__name__)}") from None
+    told = group.__dataclass_fields__[name].metadata
+    if isinstance(choices := told["choices"], str):
+        if value in BUILT_IN.get(choices, ()):
+            return value
         module, _, dictionary = choices.rpartition(".")
         choices = getattr(importlib.import_module(module), dictionary)
-    if choices and value not in choices and not any(
-            str(choice).endswith(":") and value.startswith(choice) for choice in choices):
+    if choices and value not in choices and not str(value).startswith(
+            tuple(choice for choice in map(str, choices) if choice.endswith(":"))):
         raise SettingsError(f"{label} = {value!r} is not one of {', '.join(map(str, choices))}")
-    high = MOST if high is None and kind in (int, tuple) else high
+    high = min(told["high"], MOST) if kind in (int, tuple) else told["high"]
     for number in value if kind is tuple else (value,):
-        if (low is not None and number < low) or (high is not None and number > high):
-            bounds = f"at least {low}" if high in (None, MOST) and number < low else (
-                f"between {low} and {high}")
-            raise SettingsError(f"{label} = {value!r} is out of range; it must be {bounds}")
+        if kind is not str and not told["low"] <= number <= high:
+            bound = f"at least {told['low']}" if number < told["low"] else f"at most {high}"
+            raise SettingsError(f"{label} = {value!r} is out of range; it must be {bound}")
     return value
 
 
 def _cast(kind: type, value: Any) -> Any:
     if kind is bool:
-        words = {"true": True, "false": False}
-        return value if isinstance(value, bool) else words[str(value).lower()]
-    if isinstance(value, bool):
+        return {"true": True, "false": False}[str(value).lower()]
+    if isinstance(value, bool):  # else True would pass as 1
         raise TypeError
-    if kind is int:
-        number = float(value)
-        if number != int(number):
-            raise ValueError
-        return int(number)
-    if kind is float and not math.isfinite(float(value)):
-        raise ValueError
     if kind is tuple:
         parts = value.split("-") if isinstance(value, str) else value
-        if not (parts := tuple(_cast(int, part) for part in parts)):
-            raise ValueError
-        return parts
-    return kind(value)
-
-
-def _replace(settings: Settings, name: str, value: Any) -> Settings:
-    if name not in names():
-        raise unknown("setting", name, names())
-    group, _, leaf = name.rpartition(".")
-    target = getattr(settings, group) if group else settings
-    new = dataclasses.replace(target, **{leaf: check(type(target), leaf, value, name)})
-    return dataclasses.replace(settings, **{group: new}) if group else new
+        return tuple(_cast(int, part) for part in parts)
+    if kind is str:
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and number % 1):
+        raise ValueError
+    return kind(number)
 
 
 def _check_combinations(settings: Settings) -> None:
@@ -307,18 +296,15 @@ def _check_combinations(settings: Settings) -> None:
         )
 
 
-def expand(path: str | Path, name: str = "folder") -> Path:
-    """The absolute path, `~` replaced; `name` is for the message.
-
-    Raises SettingsError when that is impossible: no such user, nobody says where home is.
-    """
+def expand(path: str | Path) -> Path:
+    """The absolute path, `~` replaced. Raises SettingsError when nobody says where home is."""
     try:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise SettingsError(f"{name} {str(path)!r} cannot be used: {error}; write the whole path"
-                            ) from None
+        raise SettingsError(f"folder {str(path)!r} cannot be used: {error}; write the whole path "
+                            "without ~") from None
 
 
 def results_root(folder: str | Path | None = None) -> Path:
     """`folder`, else $TEVQ_RESULTS, else `results/local` of the repository."""
-    return expand(folder or os.environ.get("TEVQ_RESULTS") or LOCAL, "results folder")
+    return expand(folder or os.environ.get("TEVQ_RESULTS") or LOCAL)

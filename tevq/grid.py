@@ -37,14 +37,10 @@ class Grid:
     def cell(self, variant: str, seed: int, source: str = "", fraction: float = 1.0,
              stride: int = 0) -> Settings:
         """Settings of one (variant, seed); `fraction`, `source`, `stride` as in Tables 2 to 4."""
-        changes = dict(self.overrides)
-        if source:
-            changes["data.source"] = source
-        if fraction != 1.0:
-            changes["stage2.fraction"] = fraction
-        if stride:
-            changes["stage1.stride"] = stride
-        return presets.load(self.preset, variant, seed, changes)
+        changes = {"data.source": source, "stage1.stride": stride,
+                   "stage2.fraction": fraction if fraction != 1 else None}
+        return presets.load(self.preset, variant, seed, self.overrides | {
+            name: value for name, value in changes.items() if value})
 
     @cached_property
     def settings(self) -> Settings:
@@ -99,11 +95,6 @@ class Grid:
         return config.PUBLISHED / self.preset / name
 
     @property
-    def figures(self) -> Path:
-        """Folder of this grid's figures."""
-        return self.folder / "figures"
-
-    @property
     def table_folder(self) -> Path:
         """Folder of this grid's tables."""
         return self.folder / "tables"
@@ -124,7 +115,7 @@ def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: A
         _numbers("seed", seeds) or own_seeds,
         _numbers("table", tables) or own_tables,
         config.parse_overrides(overrides),
-        str(results),
+        str(results or ""),
         source,
         config.check(Stage2Config, "fraction", fraction),
     )
@@ -139,10 +130,9 @@ def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: A
 
 def _words(value: Any) -> tuple[str, ...]:
     """`"sc, te"`, `["sc", "te"]`, `0` or nothing -> tuple of words without repeats."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if parts is None or isinstance(parts, (bool, dict)):
-        parts = () if parts is None else (parts,)
-    parts = parts if isinstance(parts, (list, tuple)) else (parts,)
+    if isinstance(value, str):
+        value = value.split(",")
+    parts = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
     return tuple(dict.fromkeys(word for part in parts if (word := str(part).strip())))
 
 

@@ -36,8 +36,6 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
     parameter of the notebook. Other names in the namespace may come from anywhere, for example from
     a startup file of IPython. Raises SettingsError for an unknown name and for any bad value.
     """
-    if name not in NOTEBOOKS:
-        raise unknown("notebook", name, NOTEBOOKS)
     allowed = NOTEBOOKS[name]
     for cell in namespace.get("_ih", ()):  # IPython's list of the cells that were run
         if cell.startswith(INJECTED):
@@ -46,26 +44,10 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
                     raise unknown(f"parameter of {name}", found, allowed)
     if missing := [parameter for parameter in allowed if parameter not in namespace]:
         raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
-    return _grid({parameter: namespace[parameter] for parameter in allowed})
-
-
-def _grid(values: dict[str, Any]) -> Grid:
-    """Parameters -> Grid. A notebook about one training has `variant` and `seed`."""
-    if "variant" in values:
-        variant, seed = values.pop("variant"), values.pop("seed")
-        if not isinstance(variant, str) or not variant:
-            raise SettingsError(f"variant {variant!r} is not a name such as 'te'")
-        values |= {"variants": [variant], "seeds": [_whole(seed)]}
-    for name in ("preset", "results", "source"):
-        if not isinstance(values.get(name, ""), str):
-            raise SettingsError(f"{name} = {values[name]!r} is not a text in quotes")
+    values = {parameter: namespace[parameter] for parameter in allowed}
+    if "variant" in values:  # a notebook about one training
+        values |= {"variants": [values.pop("variant")], "seeds": [values.pop("seed")]}
     return choose(**values)
-
-
-def _whole(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise SettingsError(f"seed {seed!r} is not allowed; use a whole number from 0")
-    return seed
 
 
 def source(*things: Callable | type) -> None:
@@ -89,7 +71,7 @@ def save(figure: Figure, grid: Grid, name: str, folder: Path | None = None) -> N
     from matplotlib import pyplot
     from PIL import Image
 
-    path = (folder or grid.figures) / f"{name}.png"
+    path = (folder or grid.folder / "figures") / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, bbox_inches="tight")

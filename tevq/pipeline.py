@@ -308,7 +308,7 @@ def _job(made: Plan, node: Node, pool: cluster.Pool, until: float) -> cluster.Jo
     variables = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
                  config.FOLDER_VARIABLE: str(made.home)}
     if until < math.inf:
-        variables[budget.VARIABLE] = budget.deadline(until - time.monotonic() - CLOSING_SECONDS)
+        variables[budget.VARIABLE] = str(time.time() - time.monotonic() + until - CLOSING_SECONDS)
     log = made.log(node.label)
     request = Request(str(made.folder / f"{node.notebook}.ipynb"), str(made.copy(node.label)),
                       str(log.with_suffix(".ipynb")), f"{node.label} ({made.grid.preset})",

@@ -7,7 +7,7 @@ also needs its layer in `models/`. Nothing else is to be edited.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -24,6 +24,9 @@ from tevq.config import (
     unknown,
 )
 
+COLOURS = cycle(("#E69F00", "#999933", "#882255", "#44AA99", "#000000", "#332288"))
+MARKERS = cycle("PX^hdp")  # both for variants that name none, in turn
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -32,31 +35,18 @@ class Variant:
     name: str  # letters, digits and _; part of the run folders' names
     settings: dict[str, Any]  # dotted name -> value, over those of the preset
     label: str  # in legends
-    colour: str = ""  # "" = one of SPARE
-    marker: str = ""  # of matplotlib; "" = one of SPARE
+    colour: str = field(default_factory=lambda: next(COLOURS))
+    marker: str = field(default_factory=lambda: next(MARKERS))  # of matplotlib
     dashes: Any = "-"  # line style of matplotlib
 
-
-SPARE = (("#E69F00", "P"), ("#999933", "X"), ("#882255", "^"), ("#44AA99", "h"), ("#000000", "d"),
-         ("#332288", "p"))  # (colour, marker) of variants that name none, in turn
-
-
-def complete(*variants: Variant) -> dict[str, Variant]:
-    """Variants by name, each with a colour and a marker."""
-    spare, found = cycle(SPARE), {}
-    for variant in variants:
-        if not variant.name.isidentifier() or variant.name in found:
-            raise SettingsError(f"variant {variant.name!r}: the name must be new, of letters, "
-                                "digits and _")
-        colour, marker = next(spare) if not (variant.colour and variant.marker) else ("", "")
-        found[variant.name] = dataclasses.replace(variant, colour=variant.colour or colour,
-                                                  marker=variant.marker or marker)
-    return found
+    def __post_init__(self):
+        if not self.name.isidentifier():
+            raise SettingsError(f"variant {self.name!r}: use letters, digits and _ only")
 
 
 # Table 1 of the paper, in its order. Okabe and Ito's colours, told apart with every common colour
 # blindness; markers and dashes repeat the distinction without colour.
-VARIANTS: dict[str, Variant] = complete(
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (
     Variant("mb", {"stage1.downsample": "max_blurpool"}, "MB  MaxBlurpool",
             "#56B4E9", "v", (0, (1, 1))),
     Variant("mp", {"stage1.downsample": "maxpool"}, "MP  MaxPool",
@@ -66,7 +56,7 @@ VARIANTS: dict[str, Variant] = complete(
     Variant("sc", {"stage1.downsample": "strided_conv"}, "SC  StridedConv", "#0072B2", "o"),
     Variant("te", {"stage1.downsample": "strided_conv", "stage1.orthogonality": 10.0},
             "TE  SC + orthogonal codes", "#D55E00", "*"),
-)
+)}
 PAPER = ("mb", "mp", "cb", "sc", "te")  # the variants of Table 1; others run when they are named
 OF_VARIANTS = ("stage1.downsample", "stage1.orthogonality")  # what tells those of the paper apart
 
@@ -156,8 +146,6 @@ def load(preset: str = "smoke", variant: str = "te", seed: int = 0,
     for kind, name, known in (("preset", preset, PRESETS), ("variant", variant, VARIANTS)):
         if not isinstance(name, str) or name not in known:
             raise unknown(kind, name, known)
-    if isinstance(seed, str):  # "0" would pass as 0
-        raise SettingsError(f"seed {seed!r} is not allowed; use a whole number from 0")
     own, changes = VARIANTS[variant].settings, parse_overrides(overrides)
     if clash := {*OF_VARIANTS, *own} & set(changes):
         raise SettingsError(f"{', '.join(sorted(clash))} belongs to the variant; "

@@ -1,8 +1,7 @@
 """A deadline for training: it saves in time and stops; the same command goes on later.
 
 The deadline comes from outside (`./run_all.sh --budget`, a batch system), so it is an environment
-variable, which reaches the kernels of notebooks too. Processes of one machine share its monotonic
-clock, which nobody sets; other machines go by the time of day.
+variable, which reaches the kernels of notebooks too.
 """
 
 from __future__ import annotations
@@ -12,39 +11,13 @@ import os
 import time
 
 from tevq.config import SettingsError, UserError
-from tevq.runs.lock import boot
 
-VARIABLE = "TEVQ_DEADLINE"  # "<seconds since 1970>", or what `deadline` returns
+VARIABLE = "TEVQ_DEADLINE"  # seconds since 1970
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 
 
 class OutOfTimeError(UserError):
     """Training has stopped at a checkpoint because the deadline is near."""
-
-
-def deadline(seconds: float) -> str:
-    """$TEVQ_DEADLINE for a deadline in so many seconds: time of day, monotonic time, its machine.
-    """
-    return f"{time.time() + seconds} {time.monotonic() + seconds} {boot()}"
-
-
-def seconds_left() -> float:
-    """Seconds to the deadline; infinite without one.
-
-    Raises SettingsError when $TEVQ_DEADLINE is no time.
-    """
-    text = os.environ.get(VARIABLE) or "inf"
-    try:
-        day, *monotonic = text.split()
-        left = float(day) - time.time()
-        if monotonic[1:] == [boot()]:
-            left = float(monotonic[0]) - time.monotonic()
-    except ValueError:
-        left = math.nan
-    if math.isnan(left):
-        raise SettingsError(f"{VARIABLE} = {text!r} is not a time in seconds since 1970; unset it, "
-                            "or use --budget SECONDS")
-    return left
 
 
 class Deadline:
@@ -55,7 +28,12 @@ class Deadline:
     """
 
     def __init__(self):
-        self.at = time.monotonic() + seconds_left()
+        text = os.environ.get(VARIABLE) or "inf"
+        try:
+            self.at = time.monotonic() + float(text) - time.time()
+        except ValueError:
+            raise SettingsError(f"{VARIABLE} = {text!r} is not a time in seconds since 1970; unset "
+                                "it, or use --budget SECONDS") from None
         self.longest_step = self.longest_save = 0.0
         self.asked = math.inf  # when `near` was last asked
 

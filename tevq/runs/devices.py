@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
-import os
 import platform
 import random
 import subprocess
@@ -14,6 +12,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 
@@ -52,8 +51,8 @@ def detect(precision: str = "auto") -> Device:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-    dtype = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fast) else None
-    return Device(device, dtype or torch.float32)
+    rounded = precision == "bfloat16" or (precision == "auto" and fast)
+    return Device(device, torch.bfloat16 if rounded else torch.float32)
 
 
 @cache
@@ -89,46 +88,6 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def exact_float32(device: torch.device) -> bool:
-    """Measured: float32 products and convolutions keep a bit that TF32 and bfloat16 round away."""
-    x = torch.full((1, 1, 512, 512), 1 + 2.0**-12, device=device)
-    one = torch.ones(16, 16, 1, 1, device=device)
-    image = x.view(1, 16, 128, 128)
-    return bool((x @ torch.eye(512, device=device) == x).all()
-                and (torch.conv2d(image, one) == 16 * x.max()).all())
-
-
-def cores(root: Path = Path("/")) -> int:
-    """Processor cores that this process may use: by affinity, and by the quota of its container.
-
-    root: where `proc` and `sys` lie. A quota of one and a half cores counts as one.
-    """
-    found = [float(os.cpu_count() or 1)]
-    if hasattr(os, "sched_getaffinity"):
-        found.append(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, kinds, path = line.split(":", 2)  # "0::/path" (version 2), "4:cpu,cpuacct:/path" (1)
-            if not kinds or "cpu" in kinds.split(","):
-                place = Path(path.strip("/"))  # seen from a container, it may not exist
-                found += [_quota(root / "sys/fs/cgroup" / kinds / folder)
-                          for folder in (place, *place.parents)]
-    return max(1, int(min(found)))
-
-
-def _quota(group: Path) -> float:
-    """Cores that a control group may use, of either version; infinite without a limit."""
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        try:
-            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
-        except OSError:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")
-                             for name in ("quota", "period"))
-        if float(quota) > 0:  # "max" and -1 are no limit
-            return float(quota) / float(period)
-    return math.inf
-
-
 def record(devices: Device) -> dict:
     """Versions, commit and device, for the record of a run."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -140,10 +99,11 @@ def record(devices: Device) -> dict:
         "device": devices.device.type,
         "device_name": name,
         "precision": devices.precision,
-        "float32_is_exact": exact_float32(devices.device),
+        "float32_is_exact": not torch.backends.cudnn.allow_tf32
+        and torch.get_float32_matmul_precision() == "highest",
         "threads": torch.get_num_threads(),
         "processes": 1,  # as in the records of before
-        "cores": cores(),
+        "cores": joblib.cpu_count(),  # of a container: its quota
         "system": platform.system(),
     }
 
@@ -153,24 +113,16 @@ def commit(root: Path = ROOT) -> str:
 
     Unknown is also a copy of the package that lies inside another repository.
     """
+    def git(*words: str) -> str:  # also where the repository belongs to somebody else
+        return subprocess.run(["git", "-c", "safe.directory=*", "-C", str(root), *words],
+                              check=True, capture_output=True, text=True).stdout
+
     try:
-        told = _git(root, "rev-parse", "--show-toplevel", "HEAD")
-        if "dubious ownership" in told.stderr:
-            return "unknown (git refuses: dubious ownership)"
-        top, _, head = told.stdout.strip().partition("\n")
-        if told.returncode or not os.path.samefile(top, root):
-            return "unknown"
-        changed = _git(root, "status", "--porcelain", "--", *SOURCES)
-    except OSError:
+        prefix, head = git("rev-parse", "--show-prefix", "HEAD").splitlines()
+        changed = git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("-dirty" if changed.returncode or changed.stdout.strip() else "")
-
-
-def _git(root: Path, *words: str) -> subprocess.CompletedProcess:
-    """Git in a folder, in English, whatever repository the environment names (as in hooks)."""
-    env = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE")}
-    return subprocess.run(["git", "-C", str(root), *words], env=env | {"LC_ALL": "C"},
-                          capture_output=True, encoding="utf-8", errors="replace")
+    return "unknown" if prefix else head + ("-dirty" if changed else "")
 
 
 def _processor() -> str:

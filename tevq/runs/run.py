@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tevq.config import (
-    LOCAL,
-    PUBLISHED,
-    Settings,
-    SettingsError,
-    UserError,
-    digest,
-    results_root,
-)
+from tevq.config import LOCAL, PUBLISHED, Settings, SettingsError, UserError, digest, results_root
 from tevq.runs import devices
-from tevq.runs.lock import hold, now, owner
+from tevq.runs.lock import hold
 from tevq.runs.storage import (
     DamagedFileError,
     StorageError,
@@ -48,9 +40,8 @@ UNUSED = {  # of the settings of the data, what changes nothing in a run
     "classifier": ("train", "val", "test", "seed"),  # one classifier judges all scenes of a source
     "stage1": ("val", "test"),
 }
-PARENTS = {"stage1": ("classifier",), "stage2": ("classifier", "stage1"),
-           "quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
 KEEP = 2  # checkpoints of an unfinished run
+TIME = "%Y-%m-%d %H:%M:%S"
 
 
 class LostLockError(UserError):
@@ -60,12 +51,11 @@ class LostLockError(UserError):
 def run_config(settings: Settings, kind: str) -> dict[str, Any]:
     """The settings that decide a run of this kind, nested; without those at neutral values."""
     tree = settings.as_dict()
-    config = {name: value for name, value in tree.items()
-              if name in PARTS[kind] or not isinstance(value, dict)}
-    config["data"] = {name: value for name, value in tree["data"].items()
-                      if name not in UNUSED.get(kind, ())}
     of_the_folder = ("preset", "variant", "seed") if kind == "classifier" else ("preset",)
-    return {name: value for name, value in config.items() if name not in of_the_folder}
+    for name in UNUSED.get(kind, ()):
+        tree["data"].pop(name, None)
+    return {name: value for name, value in tree.items()
+            if (name in PARTS[kind] if isinstance(value, dict) else name not in of_the_folder)}
 
 
 def open_run(settings: Settings, kind: str, results: str | Path | None = None) -> Run:
@@ -79,8 +69,9 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
     run, published = Run(root / place, config), Run(PUBLISHED / place, config, root / place)
     if root != LOCAL or run.done or not published.done:
         return run
-    parents = (open_run(settings, parent, results) for parent in PARENTS.get(kind, ()))
-    anew = any(parent.done and parent.folder == parent.own for parent in parents)
+    networks = (open_run(settings, part, results) for part in PARTS[kind]
+                if part in PARTS and part != kind)
+    anew = any(network.done and network.folder == network.own for network in networks)
     return run if anew else published
 
 
@@ -107,7 +98,7 @@ class Run:
     folder: Path  # where it is read
     config: dict[str, Any]
     own: Path | None = None  # where it is written, when that is another folder
-    token: str = field(default="", repr=False, compare=False)  # while this process holds the lock
+    ours: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)  # the lock
 
     def __post_init__(self):
         self.own = self.own or self.folder
@@ -143,20 +134,18 @@ class Run:
         A finished run in a folder that cannot be written is read without a lock.
         """
         with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "ours", self.ours)
             try:
-                self.token = stack.enter_context(hold(self.own / ".lock", self.name))
+                self.ours = stack.enter_context(hold(self.own / ".lock", self.name))
             except StorageError:
                 if not self.done:
                     raise
             if (self.own / "summary.json").exists():  # finished by another process meanwhile
                 self.folder = self.own
-            try:
-                yield
-            finally:
-                self.token = ""
+            yield
 
     def _check_lock(self) -> None:
-        if self.token and owner(self.own / ".lock").get("token") != self.token:
+        if not self.ours():
             raise LostLockError(f"{self.name}: another process works on it now, because this one "
                                 "showed no sign of life; nothing is lost, run it again")
 
@@ -174,14 +163,14 @@ class Run:
         if (found := tree.get("settings", self.config)) != self.config:
             raise SettingsError(f"{self.folder / 'config.json'} holds other settings than this "
                                 f"run: {_difference(found, self.config)}; delete the folder")
-        before = tree.get("built_on", own)
-        if before != own and self._checkpoints():
+        if (before := tree.get("built_on", own)) != own and self._checkpoints():
             raise SettingsError(f"{self.folder} was begun on other weights: "
                                 f"{_difference(before, own)}; delete its folder state")
         self.check_source(source)
-        source = source or tree.get("source_sha256", "")
-        write_json(self.folder / "config.json", {"settings": self.config, "built_on": own} | (
-            {"source_sha256": source} if source else {}) | {"machine": devices.record(device)})
+        new = {"settings": self.config, "built_on": own}
+        if source := source or tree.get("source_sha256", ""):
+            new["source_sha256"] = source
+        write_json(self.folder / "config.json", new | {"machine": devices.record(device)})
 
     def check_source(self, sha256: str) -> None:
         """Raises SettingsError when the record names other source images than these.
@@ -197,18 +186,18 @@ class Run:
     def log(self, step: int, **numbers: float) -> None:
         """Appends one line to `metrics.jsonl`."""
         self._check_lock()
-        line = {"step": step} | {key: _rounded(value) for key, value in numbers.items()}
+        line = {"step": step} | {  # seven digits: what float32 carries
+            key: float(f"{x:.7g}") if isinstance(x, float) else x for key, x in numbers.items()}
         path = self.folder / "metrics.jsonl"
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines, oldest first; an unfinished last line is left out."""
-        rows = []
-        with contextlib.suppress(OSError):
-            for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    rows.append(json.loads(line))
+        path, rows = self.folder / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
         return rows
 
     def save(self, step: int, state: Any) -> None:
@@ -229,19 +218,17 @@ class Run:
             except (DamagedFileError, OSError) as error:
                 print(f"{error}; going back to the one before")
                 continue
-            rows = [row for row in self.metrics() if row["step"] <= tree["step"]]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+            text = "".join(json.dumps(row) + "\n" for row in self.metrics()
+                           if row["step"] <= tree["step"])
             write_atomically(self.folder / "metrics.jsonl", text.encode())
             return tree["step"], tree["state"]
-        with contextlib.suppress(OSError):
-            (self.folder / "metrics.jsonl").unlink()
+        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         return None
 
     def finish(self, summary: dict[str, Any], weights: Any = None) -> None:
         """Saves weights, then the summary that makes the run `done`; drops checkpoints.
 
-        The summary gets the checksum of the weights. A summary of an earlier training goes first:
-        it must never stand beside other weights.
+        A summary of an earlier training goes first: it must never stand beside other weights.
         """
         self._check_lock()
         (self.folder / "summary.json").unlink(missing_ok=True)
@@ -249,51 +236,47 @@ class Run:
             state = self.folder / "state"
             for old in [*state.glob("weights.*"), *state.glob("codes-*")]:  # codes are theirs
                 old.unlink()
-            save_tree(self.folder / "state", "weights", weights)
+            save_tree(state, "weights", weights)
             summary = summary | {"weights": self.checksum}
-        write_json(self.folder / "summary.json", summary | {"finished": now()})
+        write_json(self.folder / "summary.json", summary | {"finished": time.strftime(TIME)})
         for path in self._checkpoints():
             path.unlink(missing_ok=True)
 
     def weights(self) -> Any:
         """Weights of a finished run. Raises SettingsError when they are absent or damaged."""
-        if not (found := self._weights()):
+        if not self._weights:
             raise SettingsError(f"no weights in {self.folder / 'state'}; delete the folder's "
                                 "summary.json to train it again")
         try:
-            return load_tree(found[0])
+            return load_tree(self._weights)
         except DamagedFileError as error:
             raise SettingsError(f"{error}; delete it and summary.json to train again") from None
 
     @property
     def has_weights(self) -> bool:
         """Done, with weights at hand (a fresh clone has summaries without weights)."""
-        return self.done and bool(self._weights())
+        return self.done and self._weights is not None
 
     @property
     def checksum(self) -> str:
         """Start of the SHA-256 of the weights file; empty when there is none."""
-        return next((path.name.split(".")[1] for path in self._weights()), "")
+        return self._weights.name.split(".")[1] if self._weights else ""
 
     def steps_saved(self) -> list[int]:
         """Steps of the checkpoints that are kept, newest first."""
         return [int(path.name[5:14]) for path in self._checkpoints()]
 
-    def _weights(self) -> list[Path]:
+    @property
+    def _weights(self) -> Path | None:
         """Its weights file; for a published run without one, that which git keeps."""
-        found = sorted((self.folder / "state").glob("weights.*.safetensors"))
+        found = list((self.folder / "state").glob("weights.*.safetensors"))
         if not found and self.folder != self.own:
             name = f"{self.name.replace('/', '-')}.*.safetensors"
-            found = sorted((self.folder.parents[2] / "models").glob(name))
-        return found
+            found = list((self.folder.parents[2] / "models").glob(name))
+        return min(found, default=None)
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "state").glob("step-*.safetensors"), reverse=True)
-
-
-def _rounded(value: Any) -> Any:
-    """Seven significant digits: what float32 carries."""
-    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:

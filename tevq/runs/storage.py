@@ -12,19 +12,12 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tevq.config import UserError
-
-if TYPE_CHECKING:  # whoever only writes JSON does not wait for torch
-    import torch
-
-REMEDY = {errno.ENOSPC: "make room", errno.EDQUOT: "make room in your quota",
-          errno.EFBIG: "raise the limit on the size of files (ulimit -f)"} | dict.fromkeys(
-              (errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable")
 
 
 class StorageError(UserError, OSError):
@@ -41,7 +34,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = REMEDY.get(error.errno, "choose another folder (--results, TEVQ_RESULTS)")
+        remedy = ("make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else
+                  "make the folder writable or choose another (--results, TEVQ_RESULTS)")
         raise StorageError(f"cannot write {path}: {error.strerror or error}; {remedy} and run "
                            "again. What was saved before is intact") from None
 
@@ -51,32 +45,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises StorageError (disk full, read-only folder); what was at `path` stays as it was.
     """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(OSError):  # exFAT, CIFS and some FUSE systems know no modes
-                os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
             raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where folders can be synchronised."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -97,11 +78,10 @@ def save_tree(folder: Path, stem: str, tree: Any) -> Path:
 
     Dictionary keys may be strings or whole numbers (as in optimizer states).
     """
-    from safetensors.torch import save
+    from safetensors.torch import save  # whoever only writes JSON does not wait for torch
 
-    tensors: dict[str, torch.Tensor] = {}
-    structure = _pack(tree, tensors)
-    content = save(tensors, {"structure": json.dumps(structure)})
+    tensors: dict[str, Any] = {}
+    content = save(tensors, {"structure": json.dumps(_pack(tree, tensors))})
     path = folder / f"{stem}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     write_atomically(path, content)
     return path
@@ -123,15 +103,15 @@ def load_tree(path: Path) -> Any:
         raise DamagedFileError(f"{path} is not a checkpoint of this project: {error}") from None
 
 
-def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    import torch
+def _pack(tree: Any, tensors: dict[str, Any]) -> Any:
+    from torch import Tensor, channels_last
 
-    if isinstance(tree, torch.Tensor):
+    if isinstance(tree, Tensor):
         name = str(len(tensors))
         # the file knows no other layout, and no two tensors that share memory
         tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
         last = tree.dim() == 4 and not tree.is_contiguous() and tree.is_contiguous(
-            memory_format=torch.channels_last)
+            memory_format=channels_last)
         return {"tensor": name, "channels_last": last}
     if isinstance(tree, dict):
         return {"dict": [[key, _pack(value, tensors)] for key, value in tree.items()]}
@@ -140,14 +120,13 @@ def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return {"value": tree}
 
 
-def _unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    import torch
+def _unpack(node: Any, tensors: dict[str, Any]) -> Any:
+    from torch import channels_last
 
     if "tensor" in node:
         tensor = tensors[node["tensor"]]
         # the memory layout selects kernels, hence the last bits of a resumed training
-        return tensor.contiguous(memory_format=torch.channels_last) if node[
-            "channels_last"] else tensor
+        return tensor.contiguous(memory_format=channels_last) if node["channels_last"] else tensor
     if "dict" in node:
         return {key: _unpack(value, tensors) for key, value in node["dict"]}
     if "list" in node:
