@@ -8,14 +8,11 @@ of one, forward and backward. Normalisation, activations and optimizers are left
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tevq import presets
+from tevq.bench.timing import count
 from tevq.config import Settings
 from tevq.models import losses, transformer
 from tevq.models.classifier import Classifier
@@ -27,13 +24,6 @@ H200_BFLOAT16 = 989e12  # operations per second, dense (NVIDIA's data sheet)
 SHARE = 0.4  # of it that a training may reach; an assumption until somebody measures it
 RESULT = ROOT / "results" / "cost.csv"
 CPU = Device(torch.device("cpu"), torch.float32)
-
-
-def count(step: Callable[[], Any]) -> float:
-    """Floating-point operations of `step()`; a multiply-add counts as two."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
 
 
 def perceptual(settings: Settings) -> losses.Perceptual:
