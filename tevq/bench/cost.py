@@ -57,18 +57,17 @@ def stage2(settings: Settings) -> float:
 
 
 def table(names: tuple[str, ...] = ("laptop", "gpu", "paper")) -> pd.DataFrame:
-    """A row for each training of a preset, variant te; the last two columns are extrapolated."""
+    """A row for each training of a preset, variant te; `h200_hours` are extrapolated."""
     rows = []
-    for name in names:
-        s = presets.load(name, "te", 0)
+    for s in (presets.load(name, "te", 0) for name in names):
         images = s.stage1.batch * (s.stage1.steps + s.stage1.warmup_steps)
-        for stage, samples, each in (("stage1", images, stage1(s)),
-                                     ("stage2", s.stage2.batch * s.stage2.steps, stage2(s))):
-            rows.append({"preset": name, "stage": stage, "samples": samples,
-                         "gflop_per_sample": each / 1e9, "pflop": samples * each / 1e15,
-                         "h200_hours": samples * each / (SHARE * H200_BFLOAT16) / 3600,
-                         "assumed_share": SHARE})
-    return pd.DataFrame(rows)
+        rows += [(s.preset, "stage1", images, stage1(s)),
+                 (s.preset, "stage2", s.stage2.batch * s.stage2.steps, stage2(s))]
+    found = pd.DataFrame(rows, columns=["preset", "stage", "samples", "gflop_per_sample"])
+    found.gflop_per_sample /= 1e9
+    found["pflop"] = found.samples * found.gflop_per_sample / 1e6
+    found["h200_hours"] = found.pflop * 1e15 / (SHARE * H200_BFLOAT16) / 3600
+    return found.assign(assumed_share=SHARE)
 
 
 if __name__ == "__main__":
