@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tevq.bench import cost, peers
-from tevq.bench.timing import OURS, Benchmark, Contender, limit
+from tevq.bench.timing import OURS, Benchmark, Contender
 from tevq.config import Settings, Stage1Config
 from tevq.models import transformer
 from tevq.models.sampling import generate_images
@@ -47,7 +47,7 @@ def add_peer(made: Benchmark, name: str, builder: Callable[[], nn.Module], on: D
             hint if isinstance(error, ModuleNotFoundError) else "")
         return
     made.contenders.append(Contender(name, work(network), units or made.contenders[0].units,
-                                     parameters(network), kind and limit(kind, on)))
+                                     parameters(network), kind and f"{kind}-{on.precision}"))
 
 
 def parameters(model: nn.Module) -> int:
@@ -103,7 +103,7 @@ def stage1_step(name: str, settings: Settings, where: Device, batch: int, losses
         dataclasses.replace(s, disc_weight=0.0), no_distance)
     step, model = learner_step(s, where, batch, perceptual)
     made = Benchmark(name, "images", [
-        Contender(OURS, step, batch, parameters(model), limit("conv", where))],
+        Contender(OURS, step, batch, parameters(model), f"conv-{where.precision}")],
         dict(zip((TAMING, FAST), targets, strict=True)), goal=("share_of_limit", share))
     for peer, on, layout in ((TAMING, Device(where.device, torch.float32), torch.contiguous_format),
                              (FAST, where, torch.channels_last)):
@@ -145,17 +145,15 @@ def peer_step(model: nn.Module, where: Device, loss: Step) -> Step:
     return step
 
 
-def stage2_peers(made: Benchmark, settings: Settings, model: transformer.Transformer,
-                 where: Device, twin: Twin, works: dict[str, Callable], few: int = 0) -> Benchmark:
+def stage2_peers(made: Benchmark, model: transformer.Transformer, where: Device, twin: Twin,
+                 works: dict[str, Callable], few: int = 0) -> Benchmark:
     """Adds every peer that has a target. works: name -> network -> its call; few: dalle's units."""
-    s, targets = settings.stage2, made.targets
-    if GPT2 in targets:
-        add_peer(made, GPT2, partial(peers.gpt2, model.V + model.K, model.L + model.N, *twin),
-                 where, "matmul", works[GPT2])
-    if DALLE in targets:
-        add_peer(made, DALLE, partial(peers.dalle, model.V, model.K, model.L, s.dim, s.depth,
-                                      s.heads, s.head_dim),
-                 Device(where.device, torch.float32), "matmul", works[DALLE], few)
+    plain = Device(where.device, torch.float32)
+    ways = {GPT2: (partial(peers.gpt2, model, *twin), where, 0),
+            DALLE: (partial(peers.dalle, model), plain, few)}
+    for name in made.targets:
+        builder, on, units = ways[name]
+        add_peer(made, name, builder, on, "matmul", works[name], units)
     return made
 
 
@@ -166,9 +164,9 @@ def stage2_step(name: str, settings: Settings, where: Device, size: int, twin: T
     text, codes = sequences(model, size, where)
     tokens = torch.cat((text, codes.flatten(1) + model.V), 1)
     made = Benchmark(name, "sequences", [Contender(
-        OURS, step, size, parameters(model), limit("matmul", where))], targets,
+        OURS, step, size, parameters(model), f"matmul-{where.precision}")], targets,
         goal=("share_of_limit", share))
-    return stage2_peers(made, settings, model, where, twin, {
+    return stage2_peers(made, model, where, twin, {
         GPT2: lambda network: peer_step(
             network, where, lambda: network(tokens, labels=tokens).loss),
         DALLE: lambda network: peer_step(
@@ -191,8 +189,8 @@ def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin
                "pad_token_id": 0}
     made = Benchmark(name, "tokens", [Contender(
         OURS, lambda: generate_images(model, text, seeds, top_k=top_k, dtype=where.dtype),
-        size * model.N, parameters(model), limit("matmul", where))], targets)
-    return stage2_peers(made, settings, model, where, twin, {
+        size * model.N, parameters(model), f"matmul-{where.precision}")], targets)
+    return stage2_peers(made, model, where, twin, {
         GPT2: lambda network: partial(network.to(where.dtype).eval().generate, text, **options),
         DALLE: lambda network: torch.inference_mode()(partial(network.eval(), text[:few], half)),
     }, few)

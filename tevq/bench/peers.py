@@ -15,6 +15,7 @@ from torch import nn
 
 from tevq.config import Stage1Config
 from tevq.models.losses import Perceptual
+from tevq.models.transformer import Transformer
 from tevq.models.vqgan import level_channels
 
 # what dalle-pytorch imports and does not use here: a tokenizer that no longer builds, and a module
@@ -66,23 +67,23 @@ def taming_losses(s: Stage1Config, perceptual: Perceptual) -> nn.Module:
             disc_weight=s.disc_weight, perceptual_weight=s.perceptual_weight)
 
 
-def dalle(V: int, K: int, text_length: int, dim: int, depth: int, heads: int,
-          head_dim: int) -> nn.Module:
-    """dalle-pytorch's DALLE over a 16 x 16 grid of codes."""
+def dalle(ours: Transformer) -> nn.Module:
+    """dalle-pytorch's DALLE of the same sizes as ours, over a 16 x 16 grid of codes."""
     for name in UNUSED:
         sys.modules.setdefault(name, mock.MagicMock())
     from dalle_pytorch import DALLE, DiscreteVAE
 
-    vae = DiscreteVAE(image_size=64, num_layers=2, num_tokens=K, codebook_dim=8, hidden_dim=8)
-    return DALLE(dim=dim, vae=vae, num_text_tokens=V, text_seq_len=text_length, depth=depth,
-                 heads=heads, dim_head=head_dim)
+    vae = DiscreteVAE(image_size=64, num_layers=2, num_tokens=ours.K, codebook_dim=8, hidden_dim=8)
+    return DALLE(dim=ours.row.shape[-1], vae=vae, num_text_tokens=ours.V, text_seq_len=ours.L,
+                 depth=ours.depth, heads=ours.heads, dim_head=ours.head_dim)
 
 
-def gpt2(tokens: int, positions: int, dim: int, depth: int, heads: int) -> nn.Module:
+def gpt2(ours: Transformer, dim: int, depth: int, heads: int) -> nn.Module:
     """transformers' GPT-2, without dropout, as the others. (Its heads are dim / heads wide.)"""
     import transformers
 
     transformers.logging.set_verbosity_error()
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=tokens, n_positions=positions, n_embd=dim, n_layer=depth, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
+        vocab_size=ours.V + ours.K, n_positions=ours.L + ours.N, n_embd=dim, n_layer=depth,
+        n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0,
+        eos_token_id=0))

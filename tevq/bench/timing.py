@@ -7,7 +7,6 @@ peer, ours, peer ...), so that a noisy machine disturbs all alike. Ratios are ta
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +17,11 @@ from torch.profiler import profile
 from torch.utils.benchmark import timer  # seconds; waits for a GPU first
 from torch.utils.flop_counter import FlopCounterMode
 
-from tevq.runs.devices import Device
-
 COLUMNS = ("work", "unit", "contender", "rate", "rate_low", "rate_high", "ratio", "ratio_low",
            "ratio_high", "measure", "target", "met", "parameters", "gflop_per_unit", "peak_mb",
            "limit", "share_of_limit", "missing")
 SHORTEST = 0.2  # seconds of one turn; shorter calls are repeated within it
 OURS = "ours"
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes to standard error
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Contender:
     call: Callable[[], Any]
     units: int
     parameters: int = 0  # trainable numbers
-    limit: str = ""  # what it is held against, a name as `limit` makes it
+    limit: str = ""  # what it is held against, such as `conv-bfloat16`
 
 
 @dataclass(frozen=True)
@@ -130,8 +126,3 @@ def peak_memory(call: Callable[[], Any]) -> float:
     changes = [event.nbytes() for event in recorded.profiler.kineto_results.events()
                if event.name() == "[memory]"]
     return float(np.cumsum([0, *changes]).max())
-
-
-def limit(kind: str, where: Device) -> str:
-    """Name of the limit of `matmul` or `conv` in the precision of a device."""
-    return f"{kind}-{where.precision}"
