@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import importlib.util
 import sys
-import types
 
-import pandas as pd
 import pytest
 import torch
 
 from tevq import presets
-from tevq.bench import jobs, peers, timing
+from tevq.bench import jobs, timing
 from tevq.bench.timing import OURS, Benchmark, Contender
 from tevq.runs.devices import Device
 
@@ -60,7 +56,7 @@ def test_contenders_take_turns_of_a_least_length(clock):
 
 def test_summary_is_rate_ratio_bar_and_share(clock):
     work = two(clock, targets={"theirs": 3.0, "absent": 2.0}, missing={"absent": "not there"},
-               rate=19.0)
+               goal=("rate", 19.0))
     rows = timing.turns(work, repeats=3, shortest=0.0)
     facts = {OURS: {"flop": 4e9, "peak_mb": 7.0}}
     ours, theirs, absent = timing.summary(work, rows, {"matmul": 80e9}, facts)
@@ -95,30 +91,16 @@ def test_operations_and_memory_of_a_matrix_product():
     assert found["peak_mb"] == pytest.approx(2 / 16, rel=1e-3)
 
 
-def test_limits_are_rates():
-    rows = timing.limits(CPU, repeats=1, size=64, channels=4, batch=1)
-    assert [row["limit"] for row in rows] == ["matmul-float32", "conv-float32",
-                                              "conv-float32-default", "copy"]
-    assert all(row["rate"] > 0 for row in rows)
-
-
-def test_columns_of_all_rows_are_written(tmp_path):
-    timing.write(tmp_path / "a", "b", [{"x": 1.23456789}, {"y": "z"}])
-    with (tmp_path / "a/b.csv").open() as file:
-        assert list(csv.DictReader(file)) == [{"x": "1.23457", "y": ""}, {"x": "", "y": "z"}]
-
-
 @pytest.fixture
 def no_peers(monkeypatch):
     """As if none of the peers were installed."""
-    for name in ("taming", "vector_quantize_pytorch", "dalle_pytorch", "transformers"):
+    for name in ("taming", "dalle_pytorch", "transformers"):
         for loaded in [m for m in sys.modules if m.split(".")[0] == name]:
             monkeypatch.delitem(sys.modules, loaded)
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-TWIN = jobs.Twin(64, 2, 2)
+TWIN = (64, 2, 2)
 
 
 def small_jobs() -> list[Benchmark]:
@@ -126,7 +108,6 @@ def small_jobs() -> list[Benchmark]:
     targets = {jobs.GPT2: 2.0, jobs.DALLE: 3.0}
     return [jobs.stage1_step("a", SMOKE, CPU, 2, False, (2.0, 1.0)),
             jobs.stage1_step("b", SMOKE, CPU, 2, True, (2.0, 1.0)),
-            jobs.quantizer("c", CPU, 2, 8, 8),
             jobs.stage2_step("d", SMOKE, CPU, 2, TWIN, targets),
             jobs.sampling("e", SMOKE, CPU, 1, TWIN, targets)]
 
@@ -136,21 +117,9 @@ def test_absent_peers_are_named_and_the_rest_runs(no_peers):
         assert [one.name for one in made.contenders] == [OURS]
         made.contenders[0].call()
         assert set(made.missing) == set(made.targets)  # targets of absent peers stay visible
-        assert any("does not import" in why and "[bench]" in why for why in made.missing.values())
+        assert any("ModuleNotFoundError" in why and "[bench]" in why
+                   for why in made.missing.values())
         assert all("\n" not in why for why in made.missing.values())
-
-
-def test_stand_ins_answer_any_import(monkeypatch):
-    monkeypatch.delitem(sys.modules, "tevq_absent", raising=False)
-    peers.without("tevq_absent")
-    from tevq_absent import anything
-
-    assert isinstance(anything, type)
-    real = types.ModuleType("tevq_real")
-    monkeypatch.setitem(sys.modules, "tevq_real", real)
-    peers.without("tevq_real")
-    assert sys.modules["tevq_real"] is real  # what is there is not replaced
-    monkeypatch.delitem(sys.modules, "tevq_absent")
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
@@ -162,27 +131,3 @@ def test_our_steps_move_every_trained_network(adversarial):
     step()
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)
-
-
-def test_every_benchmark_is_written_when_it_is_done(tmp_path, clock, monkeypatch):
-    """An interruption in the second benchmark leaves the first one's files."""
-    monkeypatch.setattr(timing, "examine", lambda one: {"flop": 1.0, "peak_mb": 1.0})
-    monkeypatch.setattr(timing, "operators", lambda work, one: [{"work": work, "rank": 1}])
-
-    def broken():
-        raise KeyboardInterrupt
-
-    said: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        timing.run(tmp_path, [lambda: two(clock), broken], CPU, 2, {"matmul": 1.0}, said.append)
-    summary, turns = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "turns"))
-    assert list(summary) == list(timing.COLUMNS) and list(summary.contender) == [OURS, "theirs"]
-    assert (turns.groupby("contender").size() == 2).all() and len(said) == 1
-
-
-def test_processors_and_rehearsals_have_folders_of_their_own(tmp_path, monkeypatch):
-    names = {"AMD EPYC": "amd-epyc", "Intel(R) Xeon(R) Processor": "intel-xeon-processor"}
-    for name, folder in names.items():
-        monkeypatch.setattr(timing.devices, "record", lambda device, n=name: {"device_name": n})
-        assert timing.folder_of(tmp_path, tiny=False) == tmp_path / "benchmarks" / folder
-        assert timing.folder_of(tmp_path, tiny=True) == tmp_path / "benchmarks/rehearsal"

@@ -8,14 +8,11 @@ of one, forward and backward. Normalisation, activations and optimizers are left
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tevq import presets
+from tevq.bench.timing import count
 from tevq.config import Settings
 from tevq.models import losses, transformer
 from tevq.models.classifier import Classifier
@@ -27,13 +24,6 @@ H200_BFLOAT16 = 989e12  # operations per second, dense (NVIDIA's data sheet)
 SHARE = 0.4  # of it that a training may reach; an assumption until somebody measures it
 RESULT = ROOT / "results" / "cost.csv"
 CPU = Device(torch.device("cpu"), torch.float32)
-
-
-def count(step: Callable[[], Any]) -> float:
-    """Floating-point operations of `step()`; a multiply-add counts as two."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
 
 
 def perceptual(settings: Settings) -> losses.Perceptual:
@@ -67,18 +57,17 @@ def stage2(settings: Settings) -> float:
 
 
 def table(names: tuple[str, ...] = ("laptop", "gpu", "paper")) -> pd.DataFrame:
-    """A row for each training of a preset, variant te; the last two columns are extrapolated."""
+    """A row for each training of a preset, variant te; `h200_hours` are extrapolated."""
     rows = []
-    for name in names:
-        s = presets.load(name, "te", 0)
+    for s in (presets.load(name, "te", 0) for name in names):
         images = s.stage1.batch * (s.stage1.steps + s.stage1.warmup_steps)
-        for stage, samples, each in (("stage1", images, stage1(s)),
-                                     ("stage2", s.stage2.batch * s.stage2.steps, stage2(s))):
-            rows.append({"preset": name, "stage": stage, "samples": samples,
-                         "gflop_per_sample": each / 1e9, "pflop": samples * each / 1e15,
-                         "h200_hours": samples * each / (SHARE * H200_BFLOAT16) / 3600,
-                         "assumed_share": SHARE})
-    return pd.DataFrame(rows)
+        rows += [(s.preset, "stage1", images, stage1(s)),
+                 (s.preset, "stage2", s.stage2.batch * s.stage2.steps, stage2(s))]
+    found = pd.DataFrame(rows, columns=["preset", "stage", "samples", "gflop_per_sample"])
+    found.gflop_per_sample /= 1e9
+    found["pflop"] = found.samples * found.gflop_per_sample / 1e6
+    found["h200_hours"] = found.pflop * 1e15 / (SHARE * H200_BFLOAT16) / 3600
+    return found.assign(assumed_share=SHARE)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,69 @@
-"""The jobs of notebook 07: training steps, the quantizer alone, sampling; ours and each peer's.
+"""The large jobs of notebook 07: training steps and sampling, ours and each peer's.
 
 What a step costs does not depend on what is drawn: images are noise, captions and codes random.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tevq.bench import cost, peers
-from tevq.bench.timing import OURS, Benchmark, Contender, limit
+from tevq.bench.timing import OURS, Benchmark, Contender
 from tevq.config import Settings, Stage1Config
 from tevq.models import transformer
-from tevq.models.quantizer import Quantizer, orthogonality
 from tevq.models.sampling import generate_images
 from tevq.runs.devices import Device
 from tevq.train import stage2
 from tevq.train.cuda_graph import CudaGraph
 from tevq.train.stage1 import Learner
 
-GPT2, DALLE, VECTOR_QUANTIZE = "transformers GPT-2", "dalle-pytorch", "vector-quantize-pytorch"
+GPT2, DALLE = "transformers GPT-2", "dalle-pytorch"
 TAMING, FAST = "taming, float32, default layout", "taming, bfloat16, channels_last"
-NO_BFLOAT16 = "this processor has no bfloat16 arithmetic"
 ADAM = {"lr": 1e-4, "betas": (0.5, 0.9)}  # its numbers change no time
 Step = Callable[[], Any]
+Twin = tuple[int, int, int]  # dim, depth, heads of a GPT-2 with about as many parameters as ours
 
 
-class Twin(NamedTuple):
-    """A GPT-2 with about as many parameters as ours (its heads are always dim / heads wide)."""
+def add_peer(made: Benchmark, name: str, builder: Callable[[], nn.Module], on: Device, kind: str,
+             work: Callable[[nn.Module], Step], units: int = 0) -> None:
+    """Adds a peer to a benchmark, or why it cannot be built.
 
-    dim: int
-    depth: int
-    heads: int
+    work: network -> its call; kind: of the limit it is held against, or empty; units: of its call,
+    if not ours.
+    """
+    try:
+        with contextlib.redirect_stdout(None):  # some of them print
+            network = builder().to(on.device)
+    except Exception as error:  # old packages fail in many ways on new ones
+        hint = "; pip install -e .[bench] (for dalle-pytorch see notebook 07)"
+        made.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0] + (
+            hint if isinstance(error, ModuleNotFoundError) else "")
+        return
+    made.contenders.append(Contender(name, work(network), units or made.contenders[0].units,
+                                     parameters(network), kind and f"{kind}-{on.precision}"))
 
 
-def noise(batch: int, where: Device, channels_last: bool = True) -> Tensor:
+def parameters(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def noise(batch: int, where: Device, layout: torch.memory_format = torch.channels_last) -> Tensor:
     """Images (batch, 3, 64, 64) in [-1, 1]."""
     x = torch.rand(batch, 3, 64, 64, device=where.device) * 2 - 1
-    return x.contiguous(memory_format=torch.channels_last if channels_last else
-                        torch.contiguous_format)
+    return x.contiguous(memory_format=layout)
+
+
+def no_distance(x: Tensor, y: Tensor) -> Tensor:
+    """In place of the perceptual distance."""
+    return x.new_zeros(())
 
 
 def learner_step(s: Stage1Config, where: Device, batch: int, perceptual) -> tuple[Step, nn.Module]:
@@ -53,8 +73,10 @@ def learner_step(s: Stage1Config, where: Device, batch: int, perceptual) -> tupl
     return lambda: update(x, s.disc_weight > 0 and s.disc_start == 0), learner.model
 
 
-def taming_step(s: Stage1Config, model: nn.Module, x: Tensor, where: Device, perceptual) -> Step:
+def taming_step(s: Stage1Config, batch: int, where: Device, layout: torch.memory_format, perceptual,
+                model: nn.Module) -> Step:
     """Taming's update: without a discriminator one of its network, else as VQModel trains."""
+    model, x = model.to(memory_format=layout), noise(batch, where, layout)
     losses = peers.taming_losses(s, perceptual).to(where.device) if s.disc_weight else None
     networks = [model, losses.discriminator] if losses else [model]
     optimizers = [torch.optim.Adam(network.parameters(), **ADAM) for network in networks]
@@ -78,54 +100,18 @@ def stage1_step(name: str, settings: Settings, where: Device, batch: int, losses
     """
     s = dataclasses.replace(settings.stage1, disc_start=0)
     s, perceptual = (s, cost.perceptual(settings)) if losses else (
-        dataclasses.replace(s, disc_weight=0.0), lambda x, y: x.new_zeros(()))
+        dataclasses.replace(s, disc_weight=0.0), no_distance)
     step, model = learner_step(s, where, batch, perceptual)
-    found = Benchmark(name, "images", share=share, contenders=[
-        Contender(OURS, step, batch, peers.size(model), limit("conv", where))],
-        targets=dict(zip((TAMING, FAST), targets, strict=True)))
-    ways = [(TAMING, Device(where.device, torch.float32), False), (FAST, where, True)]
-    for label, on, channels_last in ways:
-        other = peers.build(peers.Taming, s)
-        if label == FAST and where.dtype is not torch.bfloat16:
-            other = NO_BFLOAT16
-        if isinstance(other, str):
-            found.missing[label] = other
+    made = Benchmark(name, "images", [
+        Contender(OURS, step, batch, parameters(model), f"conv-{where.precision}")],
+        dict(zip((TAMING, FAST), targets, strict=True)), goal=("share_of_limit", share))
+    for peer, on, layout in ((TAMING, Device(where.device, torch.float32), torch.contiguous_format),
+                             (FAST, where, torch.channels_last)):
+        if peer == FAST and where.dtype is torch.float32:
+            made.missing[peer] = "this processor has no bfloat16 arithmetic"
             continue
-        x = noise(batch, where, channels_last)
-        other = other.to(where.device, memory_format=torch.channels_last if channels_last else
-                         torch.contiguous_format)
-        found.contenders.append(Contender(label, taming_step(s, other, x, on, perceptual), batch,
-                                          peers.size(other), limit("conv", on)))
-    return found
-
-
-def quantizer(name: str, where: Device, batch: int = 32, D: int = 256, K: int = 256) -> Benchmark:
-    """Forward and backward of the quantizer with equation 5, on features (batch, D, 16, 16)."""
-    z = torch.randn(batch, D, 16, 16, device=where.device, requires_grad=True)
-    gradient, own = torch.randn_like(z), Quantizer(K, D).to(where.device)
-
-    def ours() -> None:
-        z.grad = own.codebook.grad = None
-        found = own(z)
-        loss = found.codebook_loss + 0.25 * found.commitment_loss
-        loss = loss + 10 * orthogonality(own.codebook)
-        torch.autograd.backward([loss, found.features], [None, gradient])
-
-    made = Benchmark(name, "vectors", [Contender(OURS, ours, batch * 256, K * D)],
-                     {VECTOR_QUANTIZE: 3.0})
-    model = peers.build(peers.vector_quantize, K, D, 0.25, 10.0)
-    if isinstance(model, str):
-        made.missing[VECTOR_QUANTIZE] = model
-        return made
-    model = model.to(where.device).train()
-
-    def theirs() -> None:
-        z.grad = None
-        model.zero_grad()
-        features, _, loss = model(z)
-        torch.autograd.backward([loss.sum(), features], [None, gradient])
-
-    made.contenders.append(Contender(VECTOR_QUANTIZE, theirs, batch * 256, peers.size(model)))
+        add_peer(made, peer, partial(peers.Taming, s), on, "conv", partial(
+            taming_step, s, batch, on, layout, perceptual))
     return made
 
 
@@ -159,21 +145,15 @@ def peer_step(model: nn.Module, where: Device, loss: Step) -> Step:
     return step
 
 
-def stage2_peers(made: Benchmark, settings: Settings, model: transformer.Transformer,
-                 where: Device, twin: Twin, add: Callable) -> Benchmark:
-    """Adds `add(name, network, device)` of every peer that has a target and can be built."""
-    s, plain = settings.stage2, Device(where.device, torch.float32)
-    builders = {DALLE: partial(peers.dalle, model.V, model.K, model.L, s.dim, s.depth, s.heads,
-                               s.head_dim),
-                GPT2: partial(peers.gpt2, model.V + model.K, model.L + model.N, *twin)}
+def stage2_peers(made: Benchmark, model: transformer.Transformer, where: Device, twin: Twin,
+                 works: dict[str, Callable], few: int = 0) -> Benchmark:
+    """Adds every peer that has a target. works: name -> network -> its call; few: dalle's units."""
+    plain = Device(where.device, torch.float32)
+    ways = {GPT2: (partial(peers.gpt2, model, *twin), where, 0),
+            DALLE: (partial(peers.dalle, model), plain, few)}
     for name in made.targets:
-        network = peers.build(builders[name])
-        if isinstance(network, str):
-            made.missing[name] = network
-            continue
-        call, units, on = add(name, network.to(where.device), plain if name == DALLE else where)
-        made.contenders.append(Contender(name, call, units, peers.size(network, "vae."),
-                                         limit("matmul", on)))
+        builder, on, units = ways[name]
+        add_peer(made, name, builder, on, "matmul", works[name], units)
     return made
 
 
@@ -183,15 +163,15 @@ def stage2_step(name: str, settings: Settings, where: Device, size: int, twin: T
     step, model = generator_step(settings, where, size)
     text, codes = sequences(model, size, where)
     tokens = torch.cat((text, codes.flatten(1) + model.V), 1)
-
-    def add(peer: str, network: nn.Module, on: Device):
-        loss = ((lambda: network(text, codes.flatten(1), return_loss=True)) if peer == DALLE else
-                (lambda: network(tokens, labels=tokens).loss))
-        return peer_step(network, on, loss), size, on
-
     made = Benchmark(name, "sequences", [Contender(
-        OURS, step, size, peers.size(model), limit("matmul", where))], targets, share=share)
-    return stage2_peers(made, settings, model, where, twin, add)
+        OURS, step, size, parameters(model), f"matmul-{where.precision}")], targets,
+        goal=("share_of_limit", share))
+    return stage2_peers(made, model, where, twin, {
+        GPT2: lambda network: peer_step(
+            network, where, lambda: network(tokens, labels=tokens).loss),
+        DALLE: lambda network: peer_step(
+            network, Device(where.device, torch.float32),
+            lambda: network(text, codes.flatten(1), return_loss=True))})
 
 
 def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin,
@@ -204,17 +184,13 @@ def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin
     model = transformer.build(settings, where.dtype).to(where.device).eval()
     (text, codes), top_k = sequences(model, size, where), settings.evaluation.top_k
     seeds, half = torch.arange(size, device=where.device), codes.flatten(1)[:few, : model.N // 2]
-
-    def add(peer: str, network: nn.Module, on: Device):
-        if peer == DALLE:
-            one = torch.inference_mode()(lambda: network.eval()(text[:few], half))
-            return one, few, on
-        network = network.to(where.dtype).eval()
-        return partial(network.generate, text, attention_mask=torch.ones_like(text),
-                       max_new_tokens=model.N, min_new_tokens=model.N, do_sample=True, top_k=top_k,
-                       use_cache=True, pad_token_id=0), size * model.N, on
-
+    options = {"attention_mask": torch.ones_like(text), "max_new_tokens": model.N,
+               "min_new_tokens": model.N, "do_sample": True, "top_k": top_k, "use_cache": True,
+               "pad_token_id": 0}
     made = Benchmark(name, "tokens", [Contender(
         OURS, lambda: generate_images(model, text, seeds, top_k=top_k, dtype=where.dtype),
-        size * model.N, peers.size(model), limit("matmul", where))], targets)
-    return stage2_peers(made, settings, model, where, twin, add)
+        size * model.N, parameters(model), f"matmul-{where.precision}")], targets)
+    return stage2_peers(made, model, where, twin, {
+        GPT2: lambda network: partial(network.to(where.dtype).eval().generate, text, **options),
+        DALLE: lambda network: torch.inference_mode()(partial(network.eval(), text[:few], half)),
+    }, few)
