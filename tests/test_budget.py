@@ -8,7 +8,7 @@ from fakes import write_all, write_notebook
 from small import tiny
 from test_training import same_tree
 
-from tevq import execute, pipeline
+from tevq import cluster, execute, pipeline
 from tevq.__main__ import main
 from tevq.config import SettingsError
 from tevq.grid import choose
@@ -109,9 +109,9 @@ def launches(monkeypatch):
     """Executions are pretended: outcomes by label (default: done), and what was started."""
     outcomes, order = {}, []
 
-    def launch(request, log, stopped, threads) -> execute.Outcome:
-        order.append(log.stem)
-        status = outcomes.get(log.stem, "done")
+    def launch(job, stopped) -> execute.Outcome:
+        order.append(job.label)
+        status = outcomes.get(job.label, "done")
         until = time.monotonic() + 30
         while status == "waits" and not stopped():  # trains nothing and does not look at the clock
             assert time.monotonic() < until
@@ -128,27 +128,27 @@ def planned(tmp_path, variants="sc,te", notebooks=""):
     return pipeline.plan(grid, notebooks, folder=folder if folder.exists() else write_all(folder))
 
 
-def test_nothing_starts_late_and_the_command_says_how_to_go_on(tmp_path, monkeypatch, launches):
+def test_nothing_starts_late_and_the_command_goes_on(tmp_path, monkeypatch, launches, capsys):
     """Planted faults: nodes started after the deadline; nobody told to stop."""
     outcomes, order = launches
     outcomes["03_stage1-te-s0"] = "waits"
-    monkeypatch.setattr(pipeline, "STOP_SECONDS", pipeline.CLOSING_SECONDS - 1)
-    said, until = [], time.monotonic() + pipeline.CLOSING_SECONDS + 4
-    assert pipeline.run(planned(tmp_path), 2, said.append, until) == budget.EXIT_CODE
+    monkeypatch.setattr(cluster, "LATE_SECONDS", 1)
+    until = time.monotonic() + cluster.CLOSING_SECONDS + 4
+    assert pipeline.run(planned(tmp_path), 2, until) == budget.EXIT_CODE
     assert time.monotonic() < until
     assert set(order) == {"01_dataset", "03_stage1-sc-s0", "03_stage1-te-s0", "04_stage2-sc-s0"}
-    assert "3 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
-    assert "stopped by the budget; the same command goes on" in said[-1]
+    said = capsys.readouterr().out
+    assert "3 done, 0 unchanged, 1 stopped, 4 not started" in said
+    assert "stopped before the end; the same command goes on" in said
     order.clear()
-    assert pipeline.run(planned(tmp_path, "te"), 2, said.append,
-                        time.monotonic()) == budget.EXIT_CODE
-    assert not order and "not started" in said[-1]
+    assert pipeline.run(planned(tmp_path, "te"), 2, time.monotonic()) == budget.EXIT_CODE
+    assert not order and "not started" in capsys.readouterr().out
 
 
 def test_a_failure_counts_more_than_the_budget(tmp_path, launches):
     """Planted fault: exit code 75, with which a script would go on for ever."""
     launches[0].update({"03_stage1-sc-s0": "failed", "03_stage1-te-s0": "stopped"})
-    assert pipeline.run(planned(tmp_path, notebooks="01,03"), 1, lambda text: None) == 1
+    assert pipeline.run(planned(tmp_path, notebooks="01,03"), 1) == 1
 
 
 def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys, monkeypatch):
@@ -163,15 +163,16 @@ def test_a_notebook_that_ran_out_of_time_is_stopped_not_failed(tmp_path, capsys,
     assert "stopped 01_dataset after" in said and "s left, the same command goes on" in said
     assert "1 stopped" in said and "failed" not in said
     left = int(said.split("OutOfTimeError: ")[1].split(" s left")[0])
-    assert 0 < left < 1e6 - pipeline.CLOSING_SECONDS
+    assert 0 < left < 1e6 - cluster.CLOSING_SECONDS
 
 
-def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path, launches):
+def test_what_follows_a_stopped_notebook_is_not_called_a_failure(tmp_path, launches, capsys):
     """Planted fault: left out, as after a failure, although the same command goes on."""
-    launches[0]["03_stage1-te-s0"], said = "stopped", []
-    assert pipeline.run(planned(tmp_path, "te"), 1, said.append) == budget.EXIT_CODE
-    assert "1 done, 0 unchanged, 1 stopped, 4 not started" in said[-1]
-    assert "left out" not in said[-1]
+    launches[0]["03_stage1-te-s0"] = "stopped"
+    assert pipeline.run(planned(tmp_path, "te"), 1) == budget.EXIT_CODE
+    said = capsys.readouterr().out
+    assert "1 done, 0 unchanged, 1 stopped, 4 not started" in said
+    assert "left out" not in said
 
 
 @pytest.mark.parametrize("value", ["59", "0", "-5", "nan"])

@@ -81,25 +81,30 @@ def _alive(process: int) -> bool:
     return True
 
 
-def request(folder: Path, home: Path, **variables: str) -> execute.Request:
-    """A request for notebook 01."""
+def job(folder: Path, home: Path) -> execute.Job:
+    """Notebook 01."""
     values = {"preset": "smoke", "overrides": "", "results": ""}
-    return execute.Request(str(folder / "01_dataset.ipynb"), str(home / "done.ipynb"),
-                           str(home / "failed.ipynb"), "title", values, variables)
-
-
-def launch(folder: Path, home: Path, **variables: str) -> execute.Outcome:
-    return execute.launch(request(folder, home, **variables), home / "log.txt", lambda: False)
+    return execute.Job("01", str(folder / "01_dataset.ipynb"), str(home), values)
 
 
 @pytest.mark.promise("grid")
-def test_a_notebook_that_stands_still_is_ended(tmp_path, folder, monkeypatch):
-    """Planted fault: no watch; a lost message of the kernel then hangs the whole command."""
-    monkeypatch.setattr(execute, "STALL_SECONDS", 8)
-    write_notebook(folder, "01_dataset", "import threading\nthreading.Event().wait(300)")
-    outcome = launch(folder, tmp_path)
-    assert outcome.status == "failed" and "stood still" in outcome.text
-    assert outcome.seconds < 120 and not (tmp_path / "done.ipynb").exists()
+def test_a_kernel_that_is_killed_in_a_cell_fails_its_notebook(tmp_path, folder):
+    """Planted fault: nobody looks whether the kernel lives; the command then waits for ever."""
+    beacon = tmp_path / "kernel"
+    write_notebook(folder, "01_dataset", "import os, pathlib, time",
+                   f"pathlib.Path({str(beacon)!r}).write_text(str(os.getpid()))\ntime.sleep(300)")
+    killed = []
+
+    def kill() -> bool:
+        if not killed and beacon.exists() and beacon.read_text():
+            os.kill(int(beacon.read_text()), signal.SIGKILL)
+            killed.append(time.monotonic())
+        return False
+
+    outcome = execute.launch(job(folder, tmp_path), kill)
+    assert killed and time.monotonic() < killed[0] + 60
+    assert outcome.status == "failed" and "the kernel died" in outcome.text
+    assert not (tmp_path / "notebooks/01.ipynb").exists()
 
 
 @pytest.mark.promise("grid")
@@ -137,12 +142,12 @@ def test_nothing_of_the_user_reaches_a_kernel(tmp_path, folder, monkeypatch):
         "pathlib.Path('text').write_text('→')\nassert pathlib.Path('text').read_bytes() != b'?'",
         "from matplotlib import pyplot\npyplot.figure()\nprint(random.__file__)",
         "print('width', pyplot.rcParams['lines.linewidth'], 'debug', __debug__)")
-    outcome = launch(folder, tmp_path)
-    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    outcome = execute.launch(job(folder, tmp_path), lambda: False)
+    said = (tmp_path / "logs/01.log").read_text(encoding="utf-8")
     assert outcome.status == "done" and not outcome.text, said
     assert f"→ False False {sys.executable}" in said and "here/random.py" not in said
     assert "width 1.5 debug True" in said
-    page = (tmp_path / "done.html").read_text(encoding="utf-8")
+    page = (tmp_path / "notebooks/01.html").read_text(encoding="utf-8")
     assert "→" in page and "<math" in page
 
 
@@ -168,31 +173,35 @@ def test_writing_and_rendering_fail_apart(step, tmp_path, folder, monkeypatch, c
         raise ValueError("told\n  so")
 
     monkeypatch.setattr(execute, step, fail)
-    monkeypatch.setattr(execute, "_follow_parent", lambda parent: None)
+    monkeypatch.setattr(execute, "_follow_parent", lambda: None)
     for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
                  "IPYTHONDIR", "MATPLOTLIBRC"):
         monkeypatch.setenv(name, "")  # so that they are put back
-    (tmp_path / "done.html").write_text("of an earlier copy")
-    monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(request(folder, tmp_path))),
+    for name in ("notebooks", "logs"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    page = tmp_path / "notebooks/01.html"
+    page.write_text("of an earlier copy")
+    monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(job(folder, tmp_path))),
                                       tempfile.mkdtemp(prefix="tevq-")])
     code, status, text = FAULTS[step]
     assert execute.main() == code
     assert capsys.readouterr().out.strip().split("\n")[-1] == text
-    kept = tmp_path / ("done.ipynb" if status == "done" else "failed.ipynb")
-    assert json.loads(kept.read_text())["cells"] and not (tmp_path / "done.html").exists()
+    kept = tmp_path / ("notebooks" if status == "done" else "logs") / "01.ipynb"
+    assert json.loads(kept.read_text())["cells"] and not page.exists()
 
 
-def test_a_page_that_could_not_be_written_is_tried_again(tmp_path, folder, monkeypatch):
+def test_a_page_that_could_not_be_written_is_tried_again(tmp_path, folder, monkeypatch, capsys):
     """Planted fault: nine minutes of work called a failure."""
-    def launch(request, log, stopped, threads):
-        Path(request.target).parent.mkdir()
-        Path(request.target).write_text("{}")
+    def launch(job, stopped):
+        job.copy.parent.mkdir()
+        job.copy.write_text("{}")
         return execute.Outcome("done", 1.0, "no web page: ValueError: told so")
 
     monkeypatch.setattr(execute, "launch", launch)
-    grid, said = choose(results=str(tmp_path / "results")), []
-    assert pipeline.run(pipeline.plan(grid, "01", folder=folder), 1, said.append) == 0
-    assert "done 01_dataset after 1 s: no web page: ValueError: told so; 1 of 1" in said
+    grid = choose(results=str(tmp_path / "results"))
+    assert pipeline.run(pipeline.plan(grid, "01", folder=folder), 1) == 0
+    said = capsys.readouterr().out
+    assert "done 01_dataset after 0:00:01: no web page: ValueError: told so; 1 of 1" in said
     again = pipeline.plan(grid, "01", folder=folder)
     assert "01_dataset.html is missing" in again.reasons["01_dataset"]
 

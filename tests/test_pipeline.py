@@ -24,13 +24,12 @@ def folder(tmp_path: Path) -> Path:
     return write_all(tmp_path / "notebooks")
 
 
-def finish(request: execute.Request) -> Path:
+def finish(job: execute.Job) -> Path:
     """What a finished notebook leaves."""
-    target = Path(request.target)
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("{}")
-    target.with_suffix(".html").write_text("")
-    return target
+    job.copy.parent.mkdir(exist_ok=True)
+    job.copy.write_text("{}")
+    job.copy.with_suffix(".html").write_text("")
+    return job.copy
 
 
 @pytest.fixture
@@ -38,8 +37,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Executions are pretended: the list of labels that were started."""
     labels: list[str] = []
 
-    def launch(request, log, stopped, threads):
-        labels.append(finish(request).stem)
+    def launch(job, stopped):
+        labels.append(finish(job).stem)
         return execute.Outcome("done", 1.0)
 
     monkeypatch.setattr(execute, "launch", launch)
@@ -48,10 +47,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def grid(tmp_path: Path, variants: str = "sc,te", tables: str = "1", **more):
     return choose(variants=variants, tables=tables, results=str(tmp_path / "results"), **more)
-
-
-def run(made: pipeline.Plan) -> int:
-    return pipeline.run(made, say=lambda text: None)
 
 
 def test_every_node_comes_after_those_it_needs():
@@ -107,11 +102,11 @@ def test_threads_do_not_depend_on_what_is_skipped():
 
 
 def test_finished_and_unchanged_is_skipped(tmp_path, folder, launched):
-    assert run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
+    assert pipeline.run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
     assert launched[0] == "01_dataset" and launched[-1] == "06_discussion"
     assert len(launched) == len(set(launched)) == 8
     again = pipeline.plan(grid(tmp_path), folder=folder)
-    assert not again.to_run and run(again) == 0 and len(launched) == 8
+    assert not again.to_run and pipeline.run(again) == 0 and len(launched) == 8
 
 
 def why(tmp_path, folder, label, **more) -> str:
@@ -119,7 +114,7 @@ def why(tmp_path, folder, label, **more) -> str:
 
 
 def test_a_change_runs_again_with_what_follows(tmp_path, folder, launched):
-    run(pipeline.plan(grid(tmp_path), folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path), folder=folder))
     write_notebook(folder, "03_stage1", "1 + 1")
     changed = pipeline.plan(grid(tmp_path), folder=folder)
     assert changed.reasons["03_stage1-te-s0"] == "changed: notebook"
@@ -128,7 +123,7 @@ def test_a_change_runs_again_with_what_follows(tmp_path, folder, launched):
 
 
 def test_only_the_settings_a_notebook_depends_on_count(tmp_path, folder, launched):
-    run(pipeline.plan(grid(tmp_path), folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path), folder=folder))
     more = {"overrides": {"stage2.lr": 0.5}}
     assert why(tmp_path, folder, "03_stage1-te-s0", **more) == ""
     assert why(tmp_path, folder, "04_stage2-te-s0", **more) == "changed: settings"
@@ -137,26 +132,26 @@ def test_only_the_settings_a_notebook_depends_on_count(tmp_path, folder, launche
 
 @pytest.mark.promise("grid")
 def test_missing_outputs_run_again(tmp_path, folder, launched):
-    run(pipeline.plan(grid(tmp_path), folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path), folder=folder))
     made = pipeline.plan(grid(tmp_path), folder=folder)
-    made.copy("05_evaluation").with_suffix(".html").unlink()
+    made.jobs["05_evaluation"].copy.with_suffix(".html").unlink()
     assert "05_evaluation.html is missing" in why(tmp_path, folder, "05_evaluation")
     assert why(tmp_path, folder, "06_discussion") == "after 05_evaluation"
     forced = pipeline.plan(grid(tmp_path), "05", force=True, folder=folder)
     assert [node.label for node in forced.to_run] == ["05_evaluation"]
-    run(forced)
+    pipeline.run(forced)
     assert why(tmp_path, folder, "06_discussion") == "older than 05_evaluation"
 
 
 def test_results_a_notebook_wrote_are_looked_after(tmp_path, folder, monkeypatch):
-    def launch(request, log, stopped, threads):
-        table = finish(request).parent.parent / "tables/table1.csv"
+    def launch(job, stopped):
+        table = finish(job).parent.parent / "tables/table1.csv"
         table.parent.mkdir(exist_ok=True)
         table.write_text("a\n")
         return execute.Outcome("done")
 
     monkeypatch.setattr(execute, "launch", launch)
-    run(pipeline.plan(grid(tmp_path), "05", folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path), "05", folder=folder))
     (tmp_path / "results/smoke/tables/table1.csv").unlink()
     assert "table1.csv is missing" in why(tmp_path, folder, "05_evaluation")
 
@@ -174,51 +169,51 @@ def test_a_change_of_any_source_is_seen(monkeypatch, tmp_path):
 
 
 @pytest.mark.promise("grid")
-def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder, monkeypatch):
+def test_a_failure_leaves_out_only_what_needs_it(tmp_path, folder, monkeypatch, capsys):
     """Planted fault: a node runs although one that it needs has failed."""
     made = pipeline.plan(grid(tmp_path), folder=folder)
-    said, order = [], []
+    order = []
 
-    def launch(request, log, stopped, threads) -> execute.Outcome:
-        order.append(log.stem)
-        if log.stem != "04_stage2-sc-s0":
-            finish(request)
+    def launch(job, stopped) -> execute.Outcome:
+        order.append(job.label)
+        if job.label != "04_stage2-sc-s0":
+            finish(job)
             return execute.Outcome("done", 1.0)
         return execute.Outcome("failed", 1.0, "In [3]: KeyError: 'a'")
 
     monkeypatch.setattr(execute, "launch", launch)
-    assert pipeline.run(made, jobs=2, say=said.append) == 1
+    assert pipeline.run(made, jobs=2) == 1
     assert set(order) == {n.label for n in made.nodes} - {"05_evaluation", "06_discussion"}
     assert order.index("04_stage2-te-s0") > order.index("03_stage1-te-s0")
-    summary = said[-1]
-    assert "failed: 04_stage2-sc-s0: In [3]: KeyError: 'a'" in summary
-    assert "04_stage2-sc-s0.log" in summary and "results/smoke/notebooks/*.html" in summary
-    assert "need a failed one: 05_evaluation, 06_discussion" in summary
-    assert any(line.startswith("started 01_dataset, log ") for line in said)
-    assert "failed 04_stage2-sc-s0 after 1 s: In [3]: KeyError: 'a'; " in "\n".join(said)
-    assert "; 1 of 8, about " in "\n".join(said)
+    said = capsys.readouterr().out
+    assert "failed: 04_stage2-sc-s0: In [3]: KeyError: 'a'; log " in said
+    assert "04_stage2-sc-s0.log" in said and "results/smoke/notebooks/*.html" in said
+    assert "need a failed one: 05_evaluation, 06_discussion" in said
+    assert "\nstarted 01_dataset, log " in said
+    assert "failed 04_stage2-sc-s0 after 0:00:01: In [3]: KeyError: 'a'; " in said
+    assert "\ndone 01_dataset after 0:00:01; 1 of 8\n" in said
     # the next run does only what is missing
     assert {n.label for n in pipeline.plan(grid(tmp_path), folder=folder).to_run} == {
         "04_stage2-sc-s0", "05_evaluation", "06_discussion"}
 
 
-def test_an_error_of_a_worker_is_a_failure_of_its_notebook(tmp_path, folder, monkeypatch):
+def test_an_error_of_a_worker_is_a_failure_of_its_notebook(tmp_path, folder, monkeypatch, capsys):
     """Planted fault: the error ends the command."""
-    def launch(request, log, stopped, threads):
-        raise ValueError("no such thing") if log.stem == "01_dataset" else AssertionError
+    def launch(job, stopped):
+        raise ValueError("no such thing") if job.label == "01_dataset" else AssertionError
 
     monkeypatch.setattr(execute, "launch", launch)
-    said = []
-    assert pipeline.run(pipeline.plan(grid(tmp_path), "01,03", folder=folder), 2, said.append) == 1
-    assert "failed: 01_dataset: ValueError: no such thing" in said[-1]
-    assert "need a failed one: 03_stage1-sc-s0, 03_stage1-te-s0" in said[-1]
+    assert pipeline.run(pipeline.plan(grid(tmp_path), "01,03", folder=folder), 2) == 1
+    said = capsys.readouterr().out
+    assert "failed: 01_dataset: ValueError: no such thing" in said
+    assert "need a failed one: 03_stage1-sc-s0, 03_stage1-te-s0" in said
 
 
 def test_as_many_side_by_side_as_asked(tmp_path, folder, monkeypatch):
     made = pipeline.plan(grid(tmp_path, "mb,mp,cb,sc,te"), folder=folder)
     lock, now, most = threading.Lock(), [0], [0]
 
-    def launch(request, log, stopped, threads) -> execute.Outcome:
+    def launch(job, stopped) -> execute.Outcome:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
@@ -228,22 +223,22 @@ def test_as_many_side_by_side_as_asked(tmp_path, folder, monkeypatch):
         return execute.Outcome("done")
 
     monkeypatch.setattr(execute, "launch", launch)
-    pipeline.run(made, jobs=3, say=lambda text: None)
+    pipeline.run(made, jobs=3)
     assert most[0] == 3
 
 
 def test_nothing_to_run_starts_no_cluster(tmp_path, folder, launched, monkeypatch):
     """Planted fault: a cluster for an empty plan, which costs seconds."""
-    run(pipeline.plan(grid(tmp_path), folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path), folder=folder))
     monkeypatch.setattr(cluster, "workers", None)
-    assert run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
+    assert pipeline.run(pipeline.plan(grid(tmp_path), folder=folder)) == 0
 
 
 @pytest.mark.parametrize("words", ["--help", "--dry-run --preset laptop", "--notebooks 01"])
 def test_without_work_nothing_large_is_imported(words, tmp_path, folder, launched):
     """Planted fault: torch imported for the names of run folders."""
     results = tmp_path / "results"
-    run(pipeline.plan(grid(tmp_path, tables="1,2,3"), "01", folder=folder))
+    pipeline.run(pipeline.plan(grid(tmp_path, tables="1,2,3"), "01", folder=folder))
     program = ("import sys; from pathlib import Path; from tevq.__main__ import main\n"
                f"try: main({words.split()!r} + ['--results', {str(results)!r}], "
                f"Path({str(folder)!r}))\nexcept SystemExit: pass\n"
@@ -374,6 +369,14 @@ def test_a_command_changes_no_file_that_git_keeps(tmp_path):
     assert not subprocess.check_output(["git", "-C", clone, "status", "--porcelain"])
 
 
-def test_durations():
-    assert [pipeline.duration(s) for s in (0.2, 59.6, 185, 7380)] == [
-        "0 s", "1 min 00 s", "3 min 05 s", "2 h 03 min"]
+def test_local_tables_are_named_beside_the_published_ones(tmp_path, monkeypatch):
+    """Planted fault: the line printed although one of the two is missing."""
+    monkeypatch.setattr("tevq.config.PUBLISHED", tmp_path / "published")
+    made = pipeline.plan(grid(tmp_path))
+    for place in ("results", "published"):
+        assert "compare: " not in pipeline.summary(made, {}, 1.0)
+        table = tmp_path / place / "smoke/tables/table1.csv"
+        table.parent.mkdir(parents=True)
+        table.write_text("a\n")
+    assert "compare: " in (last := pipeline.summary(made, {}, 1.0).splitlines()[-1])
+    assert "results/smoke/tables" in last and "published/smoke/tables" in last

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from tevq import pipeline, presets
-from tevq.config import PUBLISHED, ROOT, SettingsError, parse_overrides
+from tevq.config import PUBLISHED, ROOT, SettingsError
 from tevq.grid import choose
 
 BEGAN = time.monotonic()  # --budget counts from here
-
+LEAST_BUDGET = 60  # seconds; starting and closing alone take half of them
 EXAMPLES = """
 examples:
   ./run_all.sh                                  everything on embedded digits, in minutes
@@ -24,12 +24,9 @@ examples:
   ./run_all.sh --preset laptop --notebooks 03,04 --dry-run
   ./run_all.sh --set stage1.steps=500
   ./run_all.sh --preset laptop --budget 540     nine minutes of it; repeat until the exit code is 0
-  ./run_all.sh --test                           ruff, pytest, nbval
-  ./run_all.sh --torture                        kills, damage, full disks; half an hour
 
 Results go to results/local/<preset>, with a longer name where variants, seeds, tables or settings
-are not those of the preset. The published ones in results/<preset> are read and never changed:
-what they have finished is taken from there.
+are not those of the preset. The published ones in results/<preset> are read and never changed.
 
 What is finished and unchanged is skipped; what was interrupted goes on where it was. A notebook
 runs again when it, its settings, the code in tevq or a notebook before it has changed.
@@ -37,7 +34,6 @@ runs again when it, its settings, the code in tevq or a notebook before it has c
 exit codes: 0 all done, 1 a notebook or test failed, 2 wrong input, 75 stopped by --budget with
 work left (the same command goes on), 130 stopped by Ctrl-C (the same)
 """
-LEAST_BUDGET = 60  # seconds; starting and closing alone take half of them
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +48,8 @@ def parser() -> Parser:
     made = Parser("run_all.sh", description="Runs the notebooks of the study with papermill.",
                   epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
                   allow_abbrev=False)
-    add = made.add_argument
+    add, where = made.add_argument, made.add_mutually_exclusive_group().add_argument
+    target = made.add_mutually_exclusive_group().add_argument
     add("--preset", default="smoke", metavar="NAME",
         help=f"size of the study: {', '.join(presets.PRESETS)} (default smoke)")
     add("--variants", default="", metavar="LIST",
@@ -60,41 +57,38 @@ def parser() -> Parser:
     add("--seeds", default="", metavar="LIST", help="e.g. 0,1,2 (default: the preset's)")
     add("--notebooks", default="", metavar="LIST", help="e.g. 03,04 (default: all)")
     add("--tables", default="", metavar="LIST",
-        help="tables to work for: 1,2,3 of the paper, 4 at another stride "
-        "(default: the preset's)")
+        help="1,2,3 of the paper, 4 at another stride (default: the preset's)")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="override a setting, e.g. stage1.steps=500; may be repeated")
-    add("--jobs", type=int, default=0, metavar="N",
-        help="notebooks side by side (default: one for each GPU, without a GPU 2)")
     add("--budget", type=float, default=math.inf, metavar="SECONDS",
         help="save and stop before so many seconds have passed, exit code 75")
-    add("--scheduler", default="", metavar="ADDRESS",
-        help="run on the workers of a Dask cluster, e.g. tcp://host:8786")
-    add("--slurm", default="", metavar="FILE",
-        help="run on Slurm jobs: YAML with `jobs` and the arguments of SLURMCluster")
-    add("--results", default="", metavar="DIR", help="another folder for the results")
-    add("--publish", action="store_true",
-        help="for the maintainers: write to results/<preset>, which git keeps")
+    where("--jobs", type=int, default=0, metavar="N",
+          help="notebooks side by side (default: one for each GPU, without a GPU 2)")
+    where("--scheduler", default="", metavar="ADDRESS",
+          help="run on the workers of a Dask cluster, e.g. tcp://host:8786")
+    where("--slurm", default="", metavar="FILE",
+          help="run on Slurm jobs: YAML with `jobs` and the arguments of SLURMCluster")
+    target("--results", default="", metavar="DIR", help="another folder for the results")
+    target("--publish", action="store_true",
+           help="for the maintainers: write to results/<preset>, which git keeps")
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
-    add("--test", action="store_true", help="run the tests instead")
-    add("--torture", action="store_true", help="run the long tests of reliability instead")
+    add("--test", action="store_true", help="run the tests instead: ruff, pytest, nbval")
+    add("--torture", action="store_true",
+        help="run the long tests instead: kills, damage, full disks; half an hour")
     return made
 
 
 def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> int:
-    """Exit code: see EXAMPLES.
-
-    folder: where the notebooks are stored.
-    """
-    sys.stdout.reconfigure(errors="replace")  # for terminals that do not know every letter
+    """Exit code: see EXAMPLES. folder: where the notebooks are stored."""
+    # at once, also into a pipe, and on terminals that do not know every letter
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     options = parser().parse_args(arguments)
     for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
-        signal.signal(kind, _interrupt)
+        signal.signal(kind, signal.default_int_handler)
     try:
         if options.test or options.torture:
             script = ROOT / "tests" / ("check.py" if options.test else "torture/run.py")
-            sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
         return _run(options, folder)
     except SettingsError as error:
@@ -108,38 +102,22 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
 def _run(options: argparse.Namespace, folder: Path) -> int:
     if options.jobs < 0:
         raise SettingsError(f"--jobs {options.jobs} is not allowed; use a whole number from 1")
-    for one, other in (("scheduler", "slurm"), ("scheduler", "jobs"), ("slurm", "jobs"),
-                       ("publish", "results")):
-        if getattr(options, one) and getattr(options, other):
-            raise SettingsError(f"--{one} and --{other} exclude each other; use one")
     if not options.budget >= LEAST_BUDGET:
         raise SettingsError(f"--budget {options.budget:g} is not allowed; use at least "
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
-    overrides = {}
-    for text in options.set:
-        overrides |= parse_overrides(text)
     if options.publish:  # not as a parameter of notebooks: published copies hold no path
         os.environ["TEVQ_RESULTS"] = str(PUBLISHED)
     results = str(Path(options.results).resolve()) if options.results else ""
-    grid = choose(options.preset, options.variants, options.seeds, options.tables, overrides,
-                  results)
+    grid = choose(options.preset, options.variants, options.seeds, options.tables,
+                  ",".join(options.set), results)
     made = pipeline.plan(grid, options.notebooks, options.force, folder)
     if options.dry_run:
-        size = max((len(node.label) for node in made.nodes), default=0)
         for label, reason in made.reasons.items():
-            print(f"{'run ' if reason else 'skip'}  {label:{size}}  "
+            print(f"{'run ' if reason else 'skip'}  {label:27}  "
                   f"{reason or 'finished and unchanged'}")
         return 0
-    return pipeline.run(made, options.jobs, _say, BEGAN + options.budget, options.scheduler,
+    return pipeline.run(made, options.jobs, BEGAN + options.budget, options.scheduler,
                         options.slurm)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

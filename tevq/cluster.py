@@ -8,35 +8,28 @@ and trainings go on from their checkpoints.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import logging
 import os
-import platform
-import re
 import shutil
-import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tevq import execute
 from tevq.config import ROOT, SettingsError, digest
-from tevq.execute import Outcome, Request
-from tevq.runs import lock
-from tevq.runs.storage import write_json
+from tevq.execute import Job, Outcome
+from tevq.runs import budget, lock
+from tevq.runs.storage import read_json, write_json
 
 CONNECT_SECONDS = 10  # for the scheduler to answer
 JOIN_SECONDS = 60  # for the first worker
-SLURM_SECONDS = 60  # for sbatch to look at a job
 SHARE_SECONDS = 10  # for a new file to be seen on every machine
+CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
+LATE_SECONDS = 8  # after that: what still runs is told to stop
 UNSEEN = "does not see {}; give a folder that all machines share with --results"
-SLURM_EXAMPLE = "jobs: 4, cores: 1, processes: 1, memory: 16GB, job_cpu: 8, walltime: '08:00:00'"
-SIGNALS = {"stop": b"", "close": b"-", "go": b"--"}  # close: start nothing
-TIME = r"(\d+-)?\d{1,2}(:\d\d){1,2}|\d+-\d{1,2}"  # of Slurm, e.g. 08:00:00 or 1-12
 
 
 @dataclass(frozen=True)
@@ -49,28 +42,9 @@ class Pool:
     jobs: int = 0  # workers of this machine; 0 = on other machines
     cores: int = 0
 
-    def threads(self, width: int) -> int:
-        """Processor threads of a notebook beside which `width` - 1 can run; 0 = leave alone."""
-        return max(1, self.cores // min(self.jobs, width)) if self.jobs else 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told about one notebook."""
-
-    label: str
-    request: Request
-    log: Path
-    signal: Path  # a file, see SIGNALS
-    made_from: dict[str, Any]  # goes into the record
-    planned: float  # when, in seconds since 1970
-    threads: int
-    gpus: list[str]
-
 
 @contextlib.contextmanager
-def workers(jobs: int = 0, scheduler: str = "", slurm: str = "",
-            say: Callable[[str], None] = print) -> Iterator[Pool]:
+def workers(jobs: int = 0, scheduler: str = "", slurm: str = "") -> Iterator[Pool]:
     """A pool, on this machine unless `scheduler` (address) or `slurm` (file) is given.
 
     jobs: notebooks side by side on this machine; 0 = one for each GPU, or two on a processor with
@@ -82,31 +56,26 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "",
     warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address")  # without a network
     with contextlib.ExitStack() as stack:
         if not scheduler and not slurm:
-            yield stack.enter_context(_local(jobs, say))
+            yield stack.enter_context(_local(jobs))
             return
-        cluster = stack.enter_context(_slurm(slurm, say)) if slurm else scheduler
+        cluster = stack.enter_context(_slurm(slurm)) if slurm else scheduler
         try:
             client = stack.enter_context(Client(cluster, timeout=CONNECT_SECONDS))
-        except (OSError, ValueError):
-            raise SettingsError(
-                f"no Dask scheduler answers at {scheduler!r} within {CONNECT_SECONDS} s; start one "
-                "with `dask scheduler` and pass the address it prints, e.g. tcp://host:8786"
-            ) from None
-        try:
             client.wait_for_workers(1, timeout=JOIN_SECONDS if scheduler else None)
-        except TimeoutError:
+        except (OSError, ValueError, TimeoutError):
             raise SettingsError(
-                f"no worker has joined within {JOIN_SECONDS} s; start some with `dask worker "
-                f"{scheduler} --nthreads 1`, on a GPU with --resources GPU=1") from None
+                f"no Dask scheduler with a worker answers at {scheduler!r}; start them with `dask "
+                f"scheduler` and `dask worker {scheduler or 'tcp://HOST:8786'} --nthreads 1`, on a "
+                "GPU with --resources GPU=1") from None
         found = client.scheduler_info()["workers"].values()
         gpu = {"GPU": 1} if any("GPU" in worker["resources"] for worker in found) else {}
-        say(f"{len(client.nthreads())} Dask workers, {'with' if gpu else 'without'} GPUs; "
-            f"dashboard {client.dashboard_link}")
+        print(f"{len(client.nthreads())} Dask workers, {'with' if gpu else 'without'} GPUs; "
+              f"dashboard {client.dashboard_link}")
         yield Pool(client, gpu)
 
 
 @contextlib.contextmanager
-def _local(jobs: int, say: Callable[[str], None]) -> Iterator[Pool]:
+def _local(jobs: int) -> Iterator[Pool]:
     """Workers in threads of this process: every notebook has a process of its own anyway."""
     import joblib
     import torch
@@ -119,97 +88,66 @@ def _local(jobs: int, say: Callable[[str], None]) -> Iterator[Pool]:
     with (LocalCluster(n_workers=jobs, threads_per_worker=1, processes=False, memory_limit=0,
                        dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
                        silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client):
-        watch = re.sub("//[^:]*", "//127.0.0.1", cluster.dashboard_link)
-        say(f"{jobs} at a time" + f"; watch it at {watch}" * bool(
-            importlib.util.find_spec("bokeh")))
+        print(f"{jobs} at a time; dashboard (if bokeh is installed) "
+              f"http://127.0.0.1:{cluster.scheduler.http_server.port}/status")
         yield Pool(client, gpus=visible.split(",") if count else [], jobs=jobs, cores=cores)
 
 
-def _slurm(file: str, say: Callable[[str], None]):
-    """The cluster that a YAML file describes."""
-    if not importlib.util.find_spec("dask_jobqueue"):
-        raise SettingsError("--slurm needs the package dask_jobqueue, which is not installed; run "
-                            "pip install -e .[cluster]")
-    tree = _slurm_options(file)
-    if not shutil.which("sbatch"):
-        raise SettingsError("--slurm needs sbatch, which is not found; run on a login node")
-    from dask_jobqueue import SLURMCluster
-
-    jobs = tree.pop("jobs")
-    try:
-        cluster = SLURMCluster(**tree)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"--slurm {file}: {' '.join(str(error).split())}") from None
-    try:  # Dask submits in the background, where nobody would hear of a refusal
-        asked = subprocess.run(["sbatch", "--test-only"], input=cluster.job_script(), text=True,
-                               capture_output=True, timeout=SLURM_SECONDS)
-        if asked.returncode:
-            raise SettingsError(f"--slurm {file}: Slurm refuses such a job: "
-                                f"{' '.join((asked.stderr or asked.stdout).split())}")
-        cluster.scale(jobs=jobs)
-    except BaseException as error:
-        cluster.close()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise SettingsError(f"--slurm {file}: sbatch did not answer within {SLURM_SECONDS} s; "
-                                "is Slurm running? (sinfo shows it)") from None
-        raise
-    say(f"asked Slurm for {jobs} jobs; waiting for the first (squeue --me shows them)")
-    return cluster
-
-
-def _slurm_options(file: str) -> dict[str, Any]:
-    """The number of jobs and the arguments of SLURMCluster. Raises SettingsError."""
+def _slurm(file: str):
+    """The cluster that a YAML file describes: `jobs` and the arguments of SLURMCluster."""
     import yaml
 
     try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise SettingsError("--slurm needs the package dask_jobqueue, which is not installed; run "
+                            "pip install -e .[cluster]") from None
+    try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"--slurm {file}: {error.strerror}") from None
-    except ValueError as error:  # no UTF-8
-        raise SettingsError(f"--slurm {file} is not YAML: {error}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--slurm {file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or not {"jobs", "cores", "memory"} <= tree.keys():
-        raise SettingsError(f"--slurm {file} must hold the number of jobs and the arguments of "
-                            f"dask_jobqueue.SLURMCluster, e.g. {SLURM_EXAMPLE}")
-    for name in ("jobs", "cores", "processes", "job_cpu"):
-        value = tree.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SettingsError(f"--slurm {file}: {name}: {value!r} is not a whole number from 1")
-    if tree["cores"] != tree.setdefault("processes", tree["cores"]):
-        raise SettingsError(f"--slurm {file}: cores and processes must be equal, one for each "
-                            "notebook; `job_cpu` sets the processor cores of a job")
-    # YAML reads 12:00:00 without quotes as 43200, which Slurm takes for minutes
-    for name, form, example in (("walltime", TIME, "'08:00:00'"), ("queue", ".+", "'gpu'"),
-                                ("memory", r"[\d.]+ ?[kMGT]i?B?", "16GB"),
-                                ("account", ".+", "'me'")):
-        value = tree.get(name, example.strip("'"))
-        if not isinstance(value, str) or not re.fullmatch(form, value):
-            raise SettingsError(f"--slurm {file}: {name}: {value!r} is no text such as {example}")
-    return tree
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"--slurm: {' '.join(str(error).split())}") from None
+    jobs = tree.pop("jobs", None) if isinstance(tree, dict) else None
+    if type(jobs) is not int or jobs < 1:
+        raise SettingsError(f"--slurm {file}: jobs: {jobs!r} is not a whole number from 1")
+    if not isinstance(tree.get("walltime", ""), str):  # 12:00:00 is 43200, for Slurm minutes
+        raise SettingsError(f"--slurm {file}: walltime needs quotes, e.g. '08:00:00'")
+    if not shutil.which("sbatch"):
+        raise SettingsError("--slurm needs sbatch, which is not found; run on a login node")
+    try:
+        cluster = SLURMCluster(**{"processes": tree.get("cores")} | tree)
+        cluster.scale(jobs=jobs)
+        cluster.sync(_submitted, cluster)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingsError(f"--slurm {file}: {' '.join(str(error).split())}") from None
+    print(f"asked Slurm for {jobs} jobs; waiting for the first (squeue --me shows them)")
+    return cluster
+
+
+async def _submitted(cluster: Any) -> None:
+    """Waits for the answers of sbatch. Raises RuntimeError for a refusal."""
+    await cluster
 
 
 def check(client: Any, signal: Path, notebooks: Path) -> None:
     """Raises SettingsError for the first worker that could not work."""
+    for address, threads in client.nthreads().items():
+        if threads != 1:
+            raise SettingsError(f"worker {address} has {threads} threads; start one worker for "
+                                "each notebook, with --nthreads 1")
     found = client.run(_complaint, signal, notebooks, code_digest(), on_error="return")
     for address, complaint in found.items():
         if complaint:  # a text, or the error of a worker that cannot import tevq
             raise SettingsError(f"worker {address}: {' '.join(str(complaint).split())}")
 
 
-def _complaint(signal: Path, notebooks: Path, code: str, dask_worker: Any) -> str:
-    """What the worker that runs this lacks; Dask hands in the worker itself."""
-    if code_digest() != code:
-        return "has another version of tevq than this one; bring both to the same commit"
-    if (threads := dask_worker.state.nthreads) != 1:
-        return (f"has {threads} threads and would run as many notebooks at once; start it with "
-                "--nthreads 1, one worker for each notebook or GPU")
-    if not notebooks.is_dir():
-        return f"does not see {notebooks}; the repository must have the same path everywhere"
+def _complaint(signal: Path, notebooks: Path, code: str) -> str:
+    """What the worker that runs this lacks."""
+    if code_digest() != code or not notebooks.is_dir():
+        return "has another version of tevq; bring it to the same commit at the same path"
     until = time.monotonic() + SHARE_SECONDS
-    while not (word := read(signal)) and time.monotonic() < until:
+    while not signal.exists() and time.monotonic() < until:
         time.sleep(0.1)
-    return "" if word else UNSEEN.format(signal.parent)
+    return "" if signal.exists() else UNSEEN.format(signal.parent)
 
 
 def code_digest() -> str:
@@ -226,70 +164,58 @@ def work(job: Job, *needed: Outcome) -> Outcome:
     """
     from distributed import get_worker
 
-    states, word, worker = {outcome.status for outcome in needed}, read(job.signal), get_worker()
+    states, worker = {outcome.status for outcome in needed}, get_worker()
     if states & {"failed", "left out"}:
         return Outcome("left out")
-    if states & set(execute.UNFINISHED) or word in ("close", "stop"):
-        return Outcome("not started")
-    if not word:
-        return Outcome("failed", text=f"{platform.node()} {UNSEEN.format(job.signal.parent)}")
-    request = job.request
-    if job.gpus:
-        own = {"CUDA_VISIBLE_DEVICES": job.gpus[int(worker.name) % len(job.gpus)]}
-        request = replace(request, variables=request.variables | own)
 
-    def stopped() -> bool:
-        return read(job.signal) in ("stop", "")
+    def stopped(seconds: float = LATE_SECONDS) -> bool:
+        left = budget.seconds_left(job.variables.get(budget.VARIABLE, ""))
+        return left <= -seconds or not _there(Path(job.signal))
 
     try:
+        if not _there(job.log.parent):
+            return Outcome("failed", text=UNSEEN.format(job.log.parent))
+        if states & set(execute.UNFINISHED) or stopped(0):
+            return Outcome("not started")
+        if job.gpus:
+            own = {"CUDA_VISIBLE_DEVICES": job.gpus[int(worker.name) % len(job.gpus)]}
+            job = replace(job, variables=job.variables | own)
         with lock.hold(job.log.with_suffix(".lock"), job.label, stopped) as held:
             if not held:
                 return Outcome("stopped")
-            found = record(job.log)
+            found = read_json(job.record)
             if found.get("finished", 0) > job.planned and found["made_from"] == job.made_from:
                 return Outcome("done", text="by another command")
-            worker.log_event(job.signal.name, job.label)
-            job.log.with_suffix(".json").unlink(missing_ok=True)
-            began = time.time()
-            outcome = execute.launch(request, job.log, stopped, job.threads)
-            if outcome.status == "done":
-                write_json(job.log.with_suffix(".json"), {
-                    "made_from": job.made_from, "finished": time.time(),
-                    "seconds": round(outcome.seconds, 1),
-                    "files": _written(job.log.parents[1], began)})
-            return outcome
+            worker.log_event(job.signal, job.label)
+            return _execute(job, stopped)
     except Exception as error:  # Dask would fail what needs this notebook with the same words
         return Outcome("failed", text=execute.describe(error))
 
 
-def _written(home: Path, began: float) -> list[str]:
-    """Tables and figures that appeared while a notebook ran.
+def _execute(job: Job, stopped: Any) -> Outcome:
+    """Executes a notebook, and keeps a record of what it was made from and wrote.
 
-    With notebooks side by side this may name a neighbour's file: then one more notebook runs again
-    when that file is deleted.
+    With notebooks side by side the record may name a neighbour's table or figure: then one more
+    notebook runs again when that file is deleted.
     """
-    # file systems round times; a second is enough for all of them
-    return sorted(str(file.relative_to(home)) for folder in ("tables", "figures")
-                  for file in (home / folder).glob("*") if file.stat().st_mtime >= began - 1)
+    home, began = Path(job.home), time.time()
+    job.record.unlink(missing_ok=True)
+    outcome = execute.launch(job, stopped)
+    if outcome.status == "done":
+        # file systems round times; a second is enough for all of them
+        files = [str(file.relative_to(home)) for folder in ("figures", "tables")
+                 for file in home.glob(f"{folder}/*") if file.stat().st_mtime >= began - 1]
+        write_json(job.record, {"made_from": job.made_from, "finished": time.time(),
+                                "seconds": round(outcome.seconds, 1), "files": sorted(files)})
+    return outcome
 
 
-def record(log: Path) -> dict[str, Any]:
-    """What a finished notebook was made from; empty when it never finished."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(log.with_suffix(".json").read_text(encoding="utf-8"))
-    return {}
-
-
-def tell(signal: Path, word: str) -> None:
-    """Changes what a signal file says. A file can be made shorter on a full disk, too."""
-    os.truncate(signal, len(SIGNALS[word]))
-
-
-def read(signal: Path) -> str:
-    """What a signal file says, by its length; empty when there is none."""
+def _there(path: Path) -> bool:
+    """A file or folder exists, or a network folder does not answer at the moment."""
     try:
-        return list(SIGNALS)[signal.stat().st_size]
+        path.stat()
     except FileNotFoundError:
-        return ""
-    except OSError:  # a network folder that does not answer at the moment
-        return "go"
+        return False
+    except OSError:
+        pass
+    return True

@@ -15,24 +15,23 @@ import asyncio
 import contextlib
 import json
 import math
-import threading
+import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 from tevq import cluster, config, execute
 from tevq.config import Settings, SettingsError, digest
-from tevq.execute import Outcome, Request
+from tevq.execute import Job, Outcome
 from tevq.grid import FRACTION, Grid
 from tevq.runs import budget
+from tevq.runs.storage import read_json
 
 FOLDER = config.ROOT / "notebooks"
-CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
-STOP_SECONDS = execute.GRACE_SECONDS + 2  # before it ends: what still runs is told to stop
-
 _ALL = {"preset": "smoke", "overrides": "", "results": ""}
 _LISTS = _ALL | {"variants": "", "seeds": "", "tables": ""}
 _ONE = _ALL | {"variant": "te", "seed": 0}
@@ -69,26 +68,14 @@ class Plan:
 
     grid: Grid
     nodes: list[Node]  # the chosen ones
+    jobs: dict[str, Job]  # of all nodes, by label
     reasons: dict[str, str]  # why each has to run; empty: it need not
-    made_from: dict[str, dict[str, Any]]  # what each would be made from
     widths: dict[str, int]
-    folder: Path  # of the stored notebooks
-    home: Path  # what is written lies below
-    signal: Path  # see cluster.SIGNALS
-    planned: float  # when, in seconds since 1970
 
     @property
     def to_run(self) -> list[Node]:
         """Nodes that have a reason to run."""
         return [node for node in self.nodes if self.reasons[node.label]]
-
-    def copy(self, label: str) -> Path:
-        """The executed notebook of a node; its web page lies beside it."""
-        return self.home / "notebooks" / f"{label}.ipynb"
-
-    def log(self, label: str) -> Path:
-        """What a node printed; its record lies beside it."""
-        return self.home / "logs" / f"{label}.log"
 
 
 def build(grid: Grid) -> list[Node]:
@@ -165,24 +152,23 @@ def width(nodes: list[Node]) -> dict[str, int]:
 def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FOLDER) -> Plan:
     """Decides what has to run, without touching anything.
 
-    notebooks: e.g. `"03,04"`, empty for all. Raises SettingsError for a bad choice and for a
-    notebook that is missing or cannot be read.
+    notebooks: e.g. `"03,04"`, empty for all; folder: of the stored ones. Raises SettingsError for a
+    bad choice and for a notebook that is missing or cannot be read.
     """
-    nodes = build(grid)
-    made = Plan(grid, select(nodes, notebooks), {}, {}, width(nodes), folder, grid.folder,
-                grid.folder / "logs" / f".signal-{uuid.uuid4().hex}", time.time())
-    code = cluster.code_digest()
+    nodes, code, now = build(grid), cluster.code_digest(), time.time()
+    made = Plan(grid, select(nodes, notebooks), {}, {}, width(nodes))
     for node in nodes:
         decide = [{key: tree[key] for key in DECIDING.get(node.notebook, tree)}
                   for tree in (settings.as_dict() for settings in node.settings)]
-        made.made_from[node.label] = {
-            "notebook": digest(_sources(folder / f"{node.notebook}.ipynb")),
+        source = folder / f"{node.notebook}.ipynb"
+        made.jobs[node.label] = Job(node.label, str(source), str(grid.folder), node.parameters, {
+            "notebook": digest(_sources(source)),
             "parameters": {k: v for k, v in node.parameters.items()
                            if k not in ("results", "overrides")},
             "settings": digest(decide),
             "code": code,
-            "notebooks before it": {need: digest(made.made_from[need]) for need in node.needs},
-        }
+            "notebooks before it": {n: digest(made.jobs[n].made_from) for n in node.needs},
+        }, now)
     for node in made.nodes:
         made.reasons[node.label] = "forced" if force else _reason(made, node)
     return made
@@ -200,26 +186,25 @@ def _sources(path: Path) -> list[str]:
 
 def _reason(made: Plan, node: Node) -> str:
     """Why a node has to run, or nothing."""
-    record = cluster.record(made.log(node.label))
-    if not record:
+    job = made.jobs[node.label]
+    if not (record := read_json(job.record)):
         return "not run yet"
-    found, wanted = record["made_from"], made.made_from[node.label]
-    if changed := [part for part in wanted if found.get(part) != wanted[part]]:
+    found = record["made_from"]
+    if changed := [part for part, wanted in job.made_from.items() if found.get(part) != wanted]:
         return f"changed: {', '.join(changed)}"
-    copy = made.copy(node.label)
-    files = [copy, copy.with_suffix(".html"), *(made.home / file for file in record["files"])]
-    if missing := [file for file in files if not file.exists()]:
-        return f"{shorten(missing[0])} is missing"
+    for file in (job.copy, job.copy.with_suffix(".html"), *record["files"]):
+        if not (path := Path(job.home, file)).exists():
+            return f"{relpath(path)} is missing"
     for need in node.needs:
         if made.reasons.get(need):
             return f"after {need}"
-        if cluster.record(made.log(need)).get("finished", 0) > record["finished"]:
+        if read_json(made.jobs[need].record).get("finished", 0) > record["finished"]:
             return f"older than {need}"
     return ""
 
 
-def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print, until: float = math.inf,
-        scheduler: str = "", slurm: str = "") -> int:
+def run(made: Plan, jobs: int = 0, until: float = math.inf, scheduler: str = "",
+        slurm: str = "") -> int:
     """Executes what has to run and reports.
 
     Returns 0, 1 if a notebook failed, budget.EXIT_CODE if time was up first. until: when to be
@@ -227,52 +212,41 @@ def run(made: Plan, jobs: int = 0, say: Callable[[str], None] = print, until: fl
     SettingsError for workers that could not work, KeyboardInterrupt after stopping what ran.
     """
     began, count, outcomes = time.monotonic(), len(made.to_run), {}
-    say(f"{made.home.name}: {count} notebooks to run, {len(made.nodes) - count} unchanged")
+    home = made.grid.folder
+    print(f"{home.name}: {count} notebooks to run, {len(made.nodes) - count} unchanged")
     if count:
-        with _signal(made, until), cluster.workers(jobs, scheduler, slurm, say) as pool:
-            if not pool.jobs:
-                cluster.check(pool.client, made.signal, made.folder)
-            outcomes = _follow(made, pool, say, until)
-    say(summary(made, outcomes, time.monotonic() - began))
+        signal = home / "logs" / f".signal-{uuid.uuid4().hex}"
+        try:
+            signal.parent.mkdir(parents=True, exist_ok=True)
+            signal.touch()
+        except OSError as error:
+            raise SettingsError(f"results folder {home}: {error.strerror}; give another with "
+                                "--results") from None
+        try:
+            with cluster.workers(jobs, scheduler, slurm) as pool:
+                if not pool.jobs:
+                    cluster.check(pool.client, signal, Path(made.jobs["01_dataset"].source).parent)
+                outcomes = _follow(made, pool, signal, until)
+        finally:
+            signal.unlink(missing_ok=True)
+    print(summary(made, outcomes, time.monotonic() - began))
     states = {outcome.status for outcome in outcomes.values()}
     return 1 if "failed" in states else budget.EXIT_CODE if states & set(execute.UNFINISHED) else 0
 
 
-@contextlib.contextmanager
-def _signal(made: Plan, until: float) -> Iterator[None]:
-    """A file that workers on all machines look at while this command wants work from them."""
-    left = until - time.monotonic()
-    try:
-        made.signal.parent.mkdir(parents=True, exist_ok=True)
-        made.signal.write_bytes(cluster.SIGNALS["close" if left < CLOSING_SECONDS else "go"])
-    except OSError as error:
-        raise SettingsError(f"results folder {made.home}: {error.strerror}; give another with "
-                            "--results") from None
-    timers = [threading.Timer(max(0, left - seconds), cluster.tell, (made.signal, word))
-              for seconds, word in ((CLOSING_SECONDS, "close"), (STOP_SECONDS, "stop"))
-              if left < math.inf]
-    for timer in timers:
-        timer.start()
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        made.signal.unlink(missing_ok=True)
-
-
-def _follow(made: Plan, pool: cluster.Pool, say: Callable, until: float) -> dict[str, Outcome]:
+def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[str, Outcome]:
     """Hands all nodes to Dask as futures that need each other; tells what becomes of them."""
     from distributed import TimeoutError, as_completed, wait
 
     client, outcomes, futures = pool.client, {}, {}
-    client.subscribe_topic(made.signal.name, lambda event: say(
-        f"started {event[1]}, log {shorten(made.log(event[1]))}"))
+    client.subscribe_topic(str(signal), lambda event: print(
+        f"started {event[1]}, log {relpath(made.jobs[event[1]].log)}"))
     for node in made.to_run:
+        job = replace(made.jobs[node.label], variables=_variables(made, node, pool, until),
+                      gpus=pool.gpus, signal=str(signal))
         futures[node.label] = client.submit(
-            cluster.work, _job(made, node, pool, until),
-            *(futures[need] for need in node.needs if need in futures), pure=False,
-            key=f"{node.label}/{made.signal.name}", priority=-len(futures),
+            cluster.work, job, *(futures[need] for need in node.needs if need in futures),
+            pure=False, key=f"{node.label}/{signal.name}", priority=-len(futures),
             resources=pool.resources)
     limit = min(max(1, until - time.monotonic()), 1e8)  # Dask takes no infinity
     try:
@@ -280,17 +254,14 @@ def _follow(made: Plan, pool: cluster.Pool, say: Callable, until: float) -> dict
             for future in as_completed(futures.values(), timeout=limit):
                 label = future.key.split("/")[0]
                 outcomes[label] = found = _outcome(future)
-                recent = [one.seconds for one in outcomes.values() if one.seconds][-5:]
-                rest = (len(futures) - len(outcomes)) / max(1, len(client.nthreads()))
-                left = rest * sum(recent) / max(1, len(recent))
-                say(f"{found.status} {label}"
-                    + f" after {duration(found.seconds)}" * (found.seconds > 0)
-                    + f": {found.text}" * bool(found.text) + f"; {len(outcomes)} of {len(futures)}"
-                    + f", about {duration(left)} left" * (left > 0))
+                print(f"{found.status} {label}"
+                      + f" after {timedelta(seconds=round(found.seconds))}" * (found.seconds > 0)
+                      + f": {found.text}" * bool(found.text)
+                      + f"; {len(outcomes)} of {len(futures)}")
     finally:  # after Ctrl-C, too
-        cluster.tell(made.signal, "stop")
+        signal.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-            wait(list(futures.values()), timeout=STOP_SECONDS)
+            wait(list(futures.values()), timeout=execute.GRACE_SECONDS + 2)
     return {label: outcomes.get(label, Outcome("stopped")) for label in futures}
 
 
@@ -303,18 +274,17 @@ def _outcome(future: Any) -> Outcome:
         return Outcome("failed", text=execute.describe(error)) if own else Outcome("left out")
 
 
-def _job(made: Plan, node: Node, pool: cluster.Pool, until: float) -> cluster.Job:
-    """What the worker of a node is told."""
-    variables = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
-                 config.FOLDER_VARIABLE: str(made.home)}
+def _variables(made: Plan, node: Node, pool: cluster.Pool, until: float) -> dict[str, str]:
+    """What the kernel of a node finds in its environment."""
+    found = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
+             config.FOLDER_VARIABLE: str(made.grid.folder)}
     if until < math.inf:
-        variables[budget.VARIABLE] = str(time.time() - time.monotonic() + until - CLOSING_SECONDS)
-    log = made.log(node.label)
-    request = Request(str(made.folder / f"{node.notebook}.ipynb"), str(made.copy(node.label)),
-                      str(log.with_suffix(".ipynb")), f"{node.label} ({made.grid.preset})",
-                      node.parameters, variables)
-    return cluster.Job(node.label, request, log, made.signal, made.made_from[node.label],
-                       made.planned, pool.threads(made.widths[node.label]), pool.gpus)
+        found[budget.VARIABLE] = budget.deadline(
+            until - time.monotonic() - cluster.CLOSING_SECONDS)
+    if pool.jobs and "OMP_NUM_THREADS" not in os.environ:  # of torch and NumPy
+        found["OMP_NUM_THREADS"] = str(
+            max(1, pool.cores // min(pool.jobs, made.widths[node.label])))
+    return found
 
 
 def summary(made: Plan, outcomes: dict[str, Outcome], seconds: float) -> str:
@@ -322,29 +292,15 @@ def summary(made: Plan, outcomes: dict[str, Outcome], seconds: float) -> str:
     states = [outcome.status for outcome in outcomes.values()]
     counts = [f"{states.count('done')} done", f"{len(made.nodes) - len(states)} unchanged"] + [
         f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "done"]
-    lines = [f"{', '.join(counts)} in {duration(seconds)}"]
-    for label, outcome in outcomes.items():
-        if outcome.status == "failed":
-            log = made.log(label)
-            lines += [f"failed: {label}: {outcome.text}",
-                      f"    log {shorten(log)}, notebook {shorten(log.with_suffix('.ipynb'))}"]
+    lines = [f"{', '.join(counts)} in {timedelta(seconds=round(seconds))}"]
+    lines += [f"failed: {label}: {outcome.text}; log {relpath(made.jobs[label].log)}"
+              for label, outcome in outcomes.items() if outcome.status == "failed"]
     if left := [label for label, outcome in outcomes.items() if outcome.status == "left out"]:
         lines.append(f"left out, because they need a failed one: {', '.join(left)}")
     if set(states) & set(execute.UNFINISHED):
-        lines.append("stopped by the budget; the same command goes on")
-    home = shorten(made.home)
-    return "\n".join([*lines, f"notebooks  {home}/notebooks/*.html (and .ipynb)",
-                      f"tables     {home}/tables/*.csv", f"figures    {home}/figures/*.png"])
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 03 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def shorten(path: Path) -> str:
-    """A path as seen from the current folder, if it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+        lines.append("stopped before the end; the same command goes on")
+    own, theirs = made.grid.folder, config.PUBLISHED / made.grid.preset
+    lines.append(f"results: {relpath(own)}/notebooks/*.html, tables/*.csv, figures/*.png")
+    if own != theirs and any(own.glob("tables/*.csv")) and any(theirs.glob("tables/*.csv")):
+        lines.append(f"compare: {relpath(own)}/tables with the published {relpath(theirs)}/tables")
+    return "\n".join(lines)
