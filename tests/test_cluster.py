@@ -217,18 +217,12 @@ def test_wrong_input_is_one_line_and_code_2(words, says, tmp_path, folder, monke
     assert code == 2 and says in err and err.count("\n") == 1
 
 
-def test_without_dask_jobqueue_one_line_says_what_to_install(tmp_path, folder, monkeypatch, capsys):
-    """Planted fault: a traceback of an ImportError."""
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    assert main(["--slurm=a.yaml", "--results", str(tmp_path / "results")], folder) == 2
-    err = capsys.readouterr().err
-    assert "needs the package dask_jobqueue" in err and "pip install -e .[cluster]" in err
-    assert err.count("\n") == 1
-
-
 SBATCH = """#!/bin/sh
-! grep -q nowhere "$1" || { echo "sbatch: error: no such partition" >&2; exit 1; }
-cp "$1" "$RECORD"
+if [ "$1" = --test-only ]; then
+  ! grep -q nowhere || { echo "sbatch: error: no such partition" >&2; exit 1; }
+  exit 0
+fi
+cp "$1" "$RECORD" 2>/dev/null || cat >"$RECORD"
 nohup sh "$RECORD" >"$RECORD.log" 2>&1 &
 echo "Submitted batch job $!"
 """
@@ -263,7 +257,7 @@ def test_slurm_jobs_are_workers(tmp_path, folder, slurm, capsys):
 
 
 def test_a_refused_job_is_one_line(tmp_path, folder, slurm, capsys):
-    """Planted fault: nobody waits for the answer of sbatch, so the command waits for ever."""
+    """Planted fault: the answer of sbatch unread, so the command waits for ever."""
     Path("slurm.yaml").write_text(json.dumps({
         "jobs": 1, "cores": 1, "memory": "1GB", "queue": "nowhere",
         "scheduler_options": {"host": "127.0.0.1", "dashboard": False}}))

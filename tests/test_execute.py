@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 from fakes import write_all, write_notebook
 
-from tevq import execute, pipeline
+from tevq import execute
 from tevq.__main__ import main
 from tevq.config import ROOT
-from tevq.grid import choose
 
 
 @pytest.fixture
@@ -160,50 +159,22 @@ def test_a_random_py_in_the_current_folder_is_not_taken_for_the_module(tmp_path,
     subprocess.run(words, cwd=tmp_path, env=execute.environment(), check=True)
 
 
-FAULTS = {
-    "write_page": (0, "done", "no web page: ValueError: told so"),
-    "_write": (1, "failed", "ValueError: told so"),
-}
-
-
-@pytest.mark.parametrize("step", FAULTS)
-def test_writing_and_rendering_fail_apart(step, tmp_path, folder, monkeypatch, capsys):
-    """Planted faults: the last line of a traceback for a reason; an executed notebook lost."""
+def test_what_cannot_be_rendered_fails_in_one_line(tmp_path, folder, monkeypatch, capsys):
+    """Planted fault: the last line of a traceback for a reason."""
     def fail(*words):
         raise ValueError("told\n  so")
 
-    monkeypatch.setattr(execute, step, fail)
+    monkeypatch.setattr(execute, "_page", fail)
     monkeypatch.setattr(execute, "_follow_parent", lambda: None)
     for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
                  "IPYTHONDIR", "MATPLOTLIBRC"):
         monkeypatch.setenv(name, "")  # so that they are put back
-    for name in ("notebooks", "logs"):
-        (tmp_path / name).mkdir(exist_ok=True)
-    page = tmp_path / "notebooks/01.html"
-    page.write_text("of an earlier copy")
+    (tmp_path / "logs").mkdir()
     monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(job(folder, tmp_path))),
                                       tempfile.mkdtemp(prefix="tevq-")])
-    code, status, text = FAULTS[step]
-    assert execute.main() == code
-    assert capsys.readouterr().out.strip().split("\n")[-1] == text
-    kept = tmp_path / ("notebooks" if status == "done" else "logs") / "01.ipynb"
-    assert json.loads(kept.read_text())["cells"] and not page.exists()
-
-
-def test_a_page_that_could_not_be_written_is_tried_again(tmp_path, folder, monkeypatch, capsys):
-    """Planted fault: nine minutes of work called a failure."""
-    def launch(job, stopped):
-        job.copy.parent.mkdir()
-        job.copy.write_text("{}")
-        return execute.Outcome("done", 1.0, "no web page: ValueError: told so")
-
-    monkeypatch.setattr(execute, "launch", launch)
-    grid = choose(results=str(tmp_path / "results"))
-    assert pipeline.run(pipeline.plan(grid, "01", folder=folder), 1) == 0
-    said = capsys.readouterr().out
-    assert "done 01_dataset after 0:00:01: no web page: ValueError: told so; 1 of 1" in said
-    again = pipeline.plan(grid, "01", folder=folder)
-    assert "01_dataset.html is missing" in again.reasons["01_dataset"]
+    assert execute.main() == 1
+    assert capsys.readouterr().out.strip().split("\n")[-1] == "ValueError: told so"
+    assert json.loads((tmp_path / "notebooks/01.ipynb").read_text())["cells"]
 
 
 def test_formulas_become_mathml_and_code_does_not():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tevq import pipeline, presets
-from tevq.config import PUBLISHED, ROOT, SettingsError
+from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
 from tevq.grid import choose
 
 BEGAN = time.monotonic()  # --budget counts from here
@@ -21,15 +21,12 @@ EXAMPLES = """
 examples:
   ./run_all.sh                                  everything on embedded digits, in minutes
   ./run_all.sh --preset laptop --variants sc,te --seeds 0
-  ./run_all.sh --preset laptop --notebooks 03,04 --dry-run
-  ./run_all.sh --set stage1.steps=500
   ./run_all.sh --preset laptop --budget 540     nine minutes of it; repeat until the exit code is 0
 
 Results go to results/local/<preset>, with a longer name where variants, seeds, tables or settings
 are not those of the preset. The published ones in results/<preset> are read and never changed.
 
-What is finished and unchanged is skipped; what was interrupted goes on where it was. A notebook
-runs again when it, its settings, the code in tevq or a notebook before it has changed.
+A notebook runs again when it, its settings, the code in tevq or a notebook before it has changed.
 
 exit codes: 0 all done, 1 a notebook or test failed, 2 wrong input, 75 stopped by --budget with
 work left (the same command goes on), 130 stopped by Ctrl-C (the same)
@@ -91,7 +88,7 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
             script = ROOT / "tests" / ("check.py" if options.test else "torture/run.py")
             os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
         return _run(options, folder)
-    except SettingsError as error:
+    except UserError as error:
         print(f"tevq: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from tevq.runs import budget, lock
 from tevq.runs.storage import read_json, write_json
 
 CONNECT_SECONDS = 10  # for the scheduler to answer
-JOIN_SECONDS = 60  # for the first worker
 SHARE_SECONDS = 10  # for a new file to be seen on every machine
 CLOSING_SECONDS = 20  # before the budget ends: trainings have saved, no notebook is started
 LATE_SECONDS = 8  # after that: what still runs is told to stop
@@ -41,6 +41,12 @@ class Pool:
     gpus: list[str] = field(default_factory=list)  # for the workers of this machine, in turn
     jobs: int = 0  # workers of this machine; 0 = on other machines
     cores: int = 0
+
+    def threads(self, width: int) -> dict[str, str]:
+        """Variable with the threads of a notebook beside which `width` - 1 can run here."""
+        if not self.jobs or "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, self.cores // min(self.jobs, width)))}
 
 
 @contextlib.contextmanager
@@ -58,15 +64,14 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "") -> Iterator[Poo
         if not scheduler and not slurm:
             yield stack.enter_context(_local(jobs))
             return
-        cluster = stack.enter_context(_slurm(slurm)) if slurm else scheduler
+        cluster = _slurm(slurm, stack) if slurm else scheduler
         try:
             client = stack.enter_context(Client(cluster, timeout=CONNECT_SECONDS))
-            client.wait_for_workers(1, timeout=JOIN_SECONDS if scheduler else None)
+            client.wait_for_workers(1, timeout=60 if scheduler else None)
         except (OSError, ValueError, TimeoutError):
             raise SettingsError(
-                f"no Dask scheduler with a worker answers at {scheduler!r}; start them with `dask "
-                f"scheduler` and `dask worker {scheduler or 'tcp://HOST:8786'} --nthreads 1`, on a "
-                "GPU with --resources GPU=1") from None
+                f"no Dask scheduler with a worker answers at {scheduler!r}; start `dask scheduler` "
+                f"and `dask worker {scheduler} --nthreads 1`, see tevq/README.md") from None
         found = client.scheduler_info()["workers"].values()
         gpu = {"GPU": 1} if any("GPU" in worker["resources"] for worker in found) else {}
         print(f"{len(client.nthreads())} Dask workers, {'with' if gpu else 'without'} GPUs; "
@@ -93,15 +98,11 @@ def _local(jobs: int) -> Iterator[Pool]:
         yield Pool(client, gpus=visible.split(",") if count else [], jobs=jobs, cores=cores)
 
 
-def _slurm(file: str):
+def _slurm(file: str, stack: contextlib.ExitStack) -> Any:
     """The cluster that a YAML file describes: `jobs` and the arguments of SLURMCluster."""
     import yaml
+    from dask_jobqueue import SLURMCluster
 
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError:
-        raise SettingsError("--slurm needs the package dask_jobqueue, which is not installed; run "
-                            "pip install -e .[cluster]") from None
     try:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -114,26 +115,24 @@ def _slurm(file: str):
     if not shutil.which("sbatch"):
         raise SettingsError("--slurm needs sbatch, which is not found; run on a login node")
     try:
-        cluster = SLURMCluster(**{"processes": tree.get("cores")} | tree)
-        cluster.scale(jobs=jobs)
-        cluster.sync(_submitted, cluster)
-    except (TypeError, ValueError, RuntimeError) as error:
+        cluster = stack.enter_context(SLURMCluster(**{"processes": tree.get("cores")} | tree))
+    except (TypeError, ValueError) as error:
         raise SettingsError(f"--slurm {file}: {' '.join(str(error).split())}") from None
+    # Dask submits in the background, where nobody would hear of a refusal
+    asked = subprocess.run(["sbatch", "--test-only"], input=cluster.job_script(), text=True,
+                           capture_output=True)
+    if asked.returncode:
+        raise SettingsError(f"--slurm {file}: {' '.join(asked.stderr.split())}")
+    cluster.scale(jobs=jobs)
     print(f"asked Slurm for {jobs} jobs; waiting for the first (squeue --me shows them)")
     return cluster
-
-
-async def _submitted(cluster: Any) -> None:
-    """Waits for the answers of sbatch. Raises RuntimeError for a refusal."""
-    await cluster
 
 
 def check(client: Any, signal: Path, notebooks: Path) -> None:
     """Raises SettingsError for the first worker that could not work."""
     for address, threads in client.nthreads().items():
         if threads != 1:
-            raise SettingsError(f"worker {address} has {threads} threads; start one worker for "
-                                "each notebook, with --nthreads 1")
+            raise SettingsError(f"worker {address} has {threads} threads; use --nthreads 1")
     found = client.run(_complaint, signal, notebooks, code_digest(), on_error="return")
     for address, complaint in found.items():
         if complaint:  # a text, or the error of a worker that cannot import tevq
@@ -170,10 +169,10 @@ def work(job: Job, *needed: Outcome) -> Outcome:
 
     def stopped(seconds: float = LATE_SECONDS) -> bool:
         left = budget.seconds_left(job.variables.get(budget.VARIABLE, ""))
-        return left <= -seconds or not _there(Path(job.signal))
+        return left <= -seconds or not os.path.exists(job.signal)
 
     try:
-        if not _there(job.log.parent):
+        if not job.log.parent.exists():
             return Outcome("failed", text=UNSEEN.format(job.log.parent))
         if states & set(execute.UNFINISHED) or stopped(0):
             return Outcome("not started")
@@ -193,11 +192,7 @@ def work(job: Job, *needed: Outcome) -> Outcome:
 
 
 def _execute(job: Job, stopped: Any) -> Outcome:
-    """Executes a notebook, and keeps a record of what it was made from and wrote.
-
-    With notebooks side by side the record may name a neighbour's table or figure: then one more
-    notebook runs again when that file is deleted.
-    """
+    """Executes a notebook, and keeps a record of what it was made from and wrote."""
     home, began = Path(job.home), time.time()
     job.record.unlink(missing_ok=True)
     outcome = execute.launch(job, stopped)
@@ -209,13 +204,3 @@ def _execute(job: Job, stopped: Any) -> Outcome:
                                 "seconds": round(outcome.seconds, 1), "files": sorted(files)})
     return outcome
 
-
-def _there(path: Path) -> bool:
-    """A file or folder exists, or a network folder does not answer at the moment."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    except OSError:
-        pass
-    return True

@@ -24,12 +24,10 @@ from typing import Any
 
 from tevq.config import ROOT
 from tevq.runs import budget
+from tevq.runs.storage import write_atomically
 
-START_SECONDS = 300  # for a kernel on a busy machine
-GRACE_SECONDS = 10  # between asking a child to stop and killing it
-LONGEST = 60  # bytes of a folder for sockets: the path of a socket has 103 at most
+GRACE_SECONDS = 10  # for a child to end its kernel
 UNFINISHED = ("stopped", "not started")  # outcomes after which the same command goes on
-NO_PAGE = "no web page: "
 # Variables of the user that would change what a kernel runs, checks or draws; prefixes
 LEAKING = ("JUPYTER", "IPYTHON", "PYTHONSTARTUP", "PYTHONIOENCODING", "PYTHONOPTIMIZE",
            "PYTHONWARNINGS", "PYTHONINSPECT", "MPLBACKEND", "MATPLOTLIBRC")
@@ -56,12 +54,12 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the notebook printed; its record and the copy of a failure lie beside it."""
+        """What was printed; the copy of a failure lies beside it."""
         return Path(self.home, "logs", f"{self.label}.log")
 
     @property
     def record(self) -> Path:
-        """What the finished notebook was made from, and the files it left."""
+        """What it was made from and when, once it has finished."""
         return self.log.with_suffix(".json")
 
 
@@ -85,23 +83,16 @@ def launch(job: Job, stopped: Callable[[], bool]) -> Outcome:
     began, ended = time.monotonic(), False
     for path in (job.log, job.copy):
         path.parent.mkdir(parents=True, exist_ok=True)
-    # the path of a socket in a long $TMPDIR would be too long
-    short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST or not os.access("/tmp", os.W_OK)
+    # the path of a socket may have 103 bytes
+    short = len(os.fsencode(tempfile.gettempdir())) <= 60 or not os.access("/tmp", os.W_OK)
     with (job.log.open("wb") as output,
           tempfile.TemporaryDirectory(prefix="tevq-", dir=None if short else "/tmp") as scratch,
           subprocess.Popen(
               [sys.executable, "-m", "tevq.execute", json.dumps(asdict(job)), scratch],
               stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
               env=environment() | job.variables, start_new_session=True) as child):
-        while child.poll() is None:
-            if ended := stopped():
-                child.send_signal(signal.SIGINT)
-                try:
-                    child.wait(GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    child.kill()  # its kernel notices that by itself
-                break
-            time.sleep(0.1)
+        while child.poll() is None and not (ended := stopped()):
+            time.sleep(0.1)  # the end of the block closes stdin, see _follow_parent
     seconds, code = time.monotonic() - began, child.returncode
     said = job.log.read_text(encoding="utf-8", errors="replace").strip()
     last = said.splitlines()[-1] if said else ""
@@ -111,7 +102,7 @@ def launch(job: Job, stopped: Callable[[], bool]) -> Outcome:
         last = f"killed by {signal.Signals(-code).name}; most often out of memory"
     if code:
         return Outcome("failed", seconds, last or f"exit code {code}")
-    return Outcome("done", seconds, last if last.startswith(NO_PAGE) else "")
+    return Outcome("done", seconds)
 
 
 def environment() -> dict[str, str]:
@@ -120,10 +111,10 @@ def environment() -> dict[str, str]:
     tevq can be imported there, text is UTF-8 in every locale, and a file `random.py` in the current
     folder is not taken for the module.
     """
-    found = {k: v for k, v in os.environ.items() if not k.startswith(LEAKING)}
-    paths = filter(None, (str(ROOT), found.get("PYTHONPATH")))
-    return found | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1",
-                    "PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    return {k: v for k, v in os.environ.items() if not k.startswith(LEAKING)} | {
+        "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1",
+        "PYTHONSAFEPATH": "1"}
 
 
 def main() -> int:
@@ -132,11 +123,8 @@ def main() -> int:
     sys.modules["rfc3987_syntax"] = None
     threading.Thread(target=_follow_parent, daemon=True).start()
     job = Job(**json.loads(sys.argv[1]))
-    page = job.copy.with_suffix(".html")
     try:
-        notebook = _execute(job, Path(sys.argv[2]))
-        page.unlink(missing_ok=True)  # of an earlier copy
-        _write(notebook, job)
+        _write(_execute(job, Path(sys.argv[2])), job)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -145,28 +133,19 @@ def main() -> int:
         print(describe(error))
         late = getattr(error, "ename", "") == budget.OutOfTimeError.__name__
         return budget.EXIT_CODE if late else 1
-    try:
-        write_page(notebook, page, f"{job.label} ({job.parameters['preset']})")
-    except Exception as error:  # the notebook is done; its page is tried again by the next command
-        traceback.print_exc()
-        print(f"{NO_PAGE}{describe(error)}")
     return 0
 
 
 def _follow_parent() -> None:
-    """Ends this process when the one that started it is gone, and with it the other end of stdin.
-    """
+    """Ends this process when the one that started it closes its end of stdin, or is gone."""
     os.read(0, 1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    time.sleep(GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _execute(job: Job, scratch: Path):
     """The executed notebook. Jupyter and IPython find nothing of the user, only this Python."""
-    kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-              "display_name": "Python 3", "language": "python"}
-    place = scratch / "kernels" / "python3"
-    place.mkdir(parents=True)
-    (place / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     (scratch / "matplotlibrc").touch()
     for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
                  "IPYTHONDIR", "MATPLOTLIBRC"):
@@ -179,7 +158,7 @@ def _execute(job: Job, scratch: Path):
     transport = Config(KernelManager={"transport": "ipc", "ip": str(scratch / "k")})
     return papermill.execute_notebook(
         job.source, job.log.with_suffix(".ipynb"), job.parameters, kernel_name="python3",
-        cwd=str(Path(job.source).parent), start_timeout=START_SECONDS, progress_bar=False,
+        cwd=str(Path(job.source).parent), start_timeout=300, progress_bar=False,
         stdout_file=sys.stdout, stderr_file=sys.stdout, config=transport, coalesce_streams=True)
 
 
@@ -194,25 +173,25 @@ def describe(error: Exception) -> str:
 
 
 def _write(notebook, job: Job) -> None:
-    """Puts the executed copy in place, without paths of this machine and times of cells."""
+    """The executed copy, without paths of this machine and times of cells, and its page."""
     import nbformat
 
     record = notebook.metadata.pop("papermill", {})
     notebook.metadata["tevq"] = {"parameters": job.parameters,
                                  "seconds": round(record.get("duration") or 0)}
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-    partial = job.copy.with_suffix(".partial.ipynb")
-    nbformat.write(notebook, partial)
-    os.replace(partial, job.copy)
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    write_atomically(job.copy, nbformat.writes(notebook).encode())
+    page = _page(notebook, f"{job.label} ({job.parameters['preset']})")
+    write_atomically(job.copy.with_suffix(".html"), page.encode())
     job.log.with_suffix(".ipynb").unlink(missing_ok=True)
 
 
 # nbconvert's page fetches MathJax, mermaid and require.js. Read without a network it would show
 # formulas as TeX. So formulas become MathML, which browsers draw themselves, and no script is left.
 # (Widgets need a running kernel: beside every widget of the notebooks there is a picture.)
-_PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
+_TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}" for name in (
         "html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"))
 # code first, so that a dollar sign in code does not begin a formula
@@ -221,8 +200,8 @@ _FORMULA = re.compile(
     re.DOTALL)
 
 
-def write_page(notebook, path: Path, title: str) -> None:
-    """Writes an executed notebook as one HTML file that needs no network."""
+def _page(notebook, title: str) -> str:
+    """An executed notebook as HTML that needs no network."""
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
@@ -231,10 +210,8 @@ def write_page(notebook, path: Path, title: str) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = mathml(cell.source)
-    exporter = HTMLExporter(template_file="page.j2", extra_loaders=[DictLoader({"page.j2": _PAGE})])
-    partial = path.with_suffix(".partial")
-    partial.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
-    os.replace(partial, path)
+    exporter = HTMLExporter(template_file="page", extra_loaders=[DictLoader({"page": _TEMPLATE})])
+    return exporter.from_notebook_node(notebook)[0]
 
 
 def mathml(markdown: str) -> str:

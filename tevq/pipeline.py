@@ -15,9 +15,10 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from os.path import relpath
@@ -29,7 +30,7 @@ from tevq.config import Settings, SettingsError, digest
 from tevq.execute import Job, Outcome
 from tevq.grid import FRACTION, Grid
 from tevq.runs import budget
-from tevq.runs.storage import read_json
+from tevq.runs.storage import read_json, write_atomically
 
 FOLDER = config.ROOT / "notebooks"
 _ALL = {"preset": "smoke", "overrides": "", "results": ""}
@@ -80,59 +81,49 @@ class Plan:
 
 def build(grid: Grid) -> list[Node]:
     """All nodes of a grid, every node after those that it needs."""
-    nodes = [_node(grid, "01_dataset", "01_dataset", {}, (grid.settings,))]
-    for seed in grid.seeds:
-        for variant in grid.variants:
-            nodes += _trainings(grid, variant, seed)
-    first = [node.label for node in nodes if node.notebook == "03_stage1"]
-    for seed in grid.seeds:
-        for variant in grid.compared:
-            if grid.second_source:
-                nodes.append(_trainings(grid, variant, seed, source=grid.second_source)[0])
-                first.append(nodes[-1].label)
-            if 2 in grid.tables:
-                nodes.append(_trainings(grid, variant, seed, fraction=FRACTION)[1])
-            if 4 in grid.tables and grid.other_stride:
-                nodes += _trainings(grid, variant, seed, stride=grid.other_stride)
-    lists = {name: ",".join(map(str, getattr(grid, name)))
-             for name in ("variants", "seeds", "tables")}
-    for notebook, needs in (("02_aliasing", first),
-                            ("05_evaluation", [node.label for node in nodes[1:]]),
-                            ("06_discussion", ["02_aliasing", "05_evaluation"])):
-        nodes.append(_node(grid, notebook, notebook, lists, tuple(grid.cells), *needs))
-    return [*nodes, _node(grid, ON_REQUEST, ON_REQUEST, {}, (grid.settings,))]
+    nodes: dict[str, Node] = {}
 
+    def add(notebook: str, settings: list[Settings], needs: Iterable[str], *words: str,
+            **own: Any) -> str:
+        label = "-".join(filter(None, (notebook, *words)))
+        common = {"preset": grid.preset, "overrides": grid.overrides or "", "results": grid.results}
+        nodes[label] = Node(label, notebook, common | own, tuple(settings), tuple(needs))
+        return label
 
-def _trainings(grid: Grid, variant: str, seed: int, source: str = "", fraction: float = 1.0,
-               stride: int = 0) -> list[Node]:
-    """Notebooks 03 and 04 of one cell; `source`, `fraction` and `stride` as in Tables 2 to 4."""
-    at = {"overrides": grid.overrides | {"stage1.stride": stride}} if stride else {}
-    own = {"variant": variant, "seed": seed} | at
-    words = "-".join(filter(None, (variant, f"s{seed}", source)))
-    tail = f"-stride{stride}" if stride else ""
-    third = f"-{fraction:.2f}" if fraction != 1 else ""
-    first = _node(grid, "03_stage1", f"03_stage1-{words}{tail}", own | {"source": source},
-                  (grid.cell(variant, seed, source, 1.0, stride),), "01_dataset")
-    return [first, _node(grid, "04_stage2", f"04_stage2-{words}{third}{tail}",
-                         own | {"fraction": fraction},
-                         (grid.cell(variant, seed, source, fraction, stride),), first.label)]
-
-
-def _node(grid: Grid, notebook: str, label: str, own: dict[str, Any],
-          settings: tuple[Settings, ...], *needs: str) -> Node:
-    common = {"preset": grid.preset, "overrides": grid.overrides or "", "results": grid.results}
-    return Node(label, notebook, common | own, settings, needs)
+    # (variant, seed, item source, fraction, stride); Table 3 has no Stage 2
+    cells = [(v, seed, "", 1.0, 0) for seed in grid.seeds for v in grid.variants]
+    more = [("", FRACTION, 0)] * (2 in grid.tables) + [
+        (grid.second_source, 1.0, 0)] * bool(grid.second_source) + [
+        ("", 1.0, grid.other_stride)] * (4 in grid.tables and bool(grid.other_stride))
+    cells += [(v, seed, *cell) for seed in grid.seeds for v in grid.compared for cell in more]
+    add("01_dataset", [grid.settings], ())
+    for variant, seed, source, fraction, stride in cells:
+        at = {"overrides": grid.overrides | {"stage1.stride": stride}} if stride else {}
+        own, end = {"variant": variant, "seed": seed} | at, f"stride{stride}" if stride else ""
+        first = add("03_stage1", [grid.cell(variant, seed, source, 1.0, stride)], ["01_dataset"],
+                    variant, f"s{seed}", source, end, source=source, **own)
+        if not source:
+            third = f"{fraction:.2f}" if fraction < 1 else ""
+            add("04_stage2", [grid.cell(variant, seed, source, fraction, stride)], [first],
+                variant, f"s{seed}", third, end, fraction=fraction, **own)
+    trainings = [label for label in nodes if label != "01_dataset"]
+    first = [label for label in trainings if label.startswith("03") and "stride" not in label]
+    lists = {k: ",".join(map(str, getattr(grid, k))) for k in ("variants", "seeds", "tables")}
+    seen = add("02_aliasing", grid.cells, first, **lists)
+    judged = add("05_evaluation", grid.cells, trainings, **lists)
+    add("06_discussion", grid.cells, [seen, judged], **lists)
+    add(ON_REQUEST, [grid.settings], ())
+    return list(nodes.values())
 
 
 def select(nodes: list[Node], wanted: str) -> list[Node]:
     """The nodes of some notebooks, e.g. `"03,04"`; all but ON_REQUEST for an empty choice."""
-    found = set() if wanted else set(NOTEBOOKS) - {ON_REQUEST}
-    for word in filter(None, (part.strip() for part in wanted.split(","))):
-        matches = [n for n in NOTEBOOKS if word in (n, n[:2]) or word.zfill(2) == n[:2]]
-        if not matches:
-            raise config.unknown("notebook", word, [name[:2] for name in NOTEBOOKS])
-        found.update(matches)
-    return [node for node in nodes if node.notebook in found]
+    known = [name[:2] for name in NOTEBOOKS]
+    words = [word.strip().zfill(2) for word in wanted.split(",") if word.strip()]
+    for word in set(words) - set(known):
+        raise config.unknown("notebook", word, known)
+    words = words or [number for number in known if number != ON_REQUEST[:2]]
+    return [node for node in nodes if node.notebook[:2] in words]
 
 
 def width(nodes: list[Node]) -> dict[str, int]:
@@ -180,8 +171,7 @@ def _sources(path: Path) -> list[str]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return [cell["cell_type"] + "".join(cell["source"]) for cell in cells]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "not a notebook of format 4"
-        raise SettingsError(f"notebook {path}: {reason}") from None
+        raise SettingsError(f"notebook {path} cannot be read: {error}") from None
 
 
 def _reason(made: Plan, node: Node) -> str:
@@ -216,12 +206,7 @@ def run(made: Plan, jobs: int = 0, until: float = math.inf, scheduler: str = "",
     print(f"{home.name}: {count} notebooks to run, {len(made.nodes) - count} unchanged")
     if count:
         signal = home / "logs" / f".signal-{uuid.uuid4().hex}"
-        try:
-            signal.parent.mkdir(parents=True, exist_ok=True)
-            signal.touch()
-        except OSError as error:
-            raise SettingsError(f"results folder {home}: {error.strerror}; give another with "
-                                "--results") from None
+        write_atomically(signal, b"")
         try:
             with cluster.workers(jobs, scheduler, slurm) as pool:
                 if not pool.jobs:
@@ -238,20 +223,23 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
     """Hands all nodes to Dask as futures that need each other; tells what becomes of them."""
     from distributed import TimeoutError, as_completed, wait
 
-    client, outcomes, futures = pool.client, {}, {}
+    client, outcomes, futures, left = pool.client, {}, {}, until - time.monotonic()
+    common = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
+              config.FOLDER_VARIABLE: str(made.grid.folder)}
+    if left < math.inf:
+        common[budget.VARIABLE] = budget.deadline(left - cluster.CLOSING_SECONDS)
     client.subscribe_topic(str(signal), lambda event: print(
         f"started {event[1]}, log {relpath(made.jobs[event[1]].log)}"))
     for node in made.to_run:
-        job = replace(made.jobs[node.label], variables=_variables(made, node, pool, until),
-                      gpus=pool.gpus, signal=str(signal))
+        job = replace(made.jobs[node.label], gpus=pool.gpus, signal=str(signal),
+                      variables=common | pool.threads(made.widths[node.label]))
         futures[node.label] = client.submit(
             cluster.work, job, *(futures[need] for need in node.needs if need in futures),
             pure=False, key=f"{node.label}/{signal.name}", priority=-len(futures),
             resources=pool.resources)
-    limit = min(max(1, until - time.monotonic()), 1e8)  # Dask takes no infinity
     try:
         with contextlib.suppress(TimeoutError):
-            for future in as_completed(futures.values(), timeout=limit):
+            for future in as_completed(futures.values(), timeout=min(max(1, left), 1e8)):
                 label = future.key.split("/")[0]
                 outcomes[label] = found = _outcome(future)
                 print(f"{found.status} {label}"
@@ -274,30 +262,15 @@ def _outcome(future: Any) -> Outcome:
         return Outcome("failed", text=execute.describe(error)) if own else Outcome("left out")
 
 
-def _variables(made: Plan, node: Node, pool: cluster.Pool, until: float) -> dict[str, str]:
-    """What the kernel of a node finds in its environment."""
-    found = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
-             config.FOLDER_VARIABLE: str(made.grid.folder)}
-    if until < math.inf:
-        found[budget.VARIABLE] = budget.deadline(
-            until - time.monotonic() - cluster.CLOSING_SECONDS)
-    if pool.jobs and "OMP_NUM_THREADS" not in os.environ:  # of torch and NumPy
-        found["OMP_NUM_THREADS"] = str(
-            max(1, pool.cores // min(pool.jobs, made.widths[node.label])))
-    return found
-
-
 def summary(made: Plan, outcomes: dict[str, Outcome], seconds: float) -> str:
     """What happened, every failure with its log, and where the results are."""
-    states = [outcome.status for outcome in outcomes.values()]
-    counts = [f"{states.count('done')} done", f"{len(made.nodes) - len(states)} unchanged"] + [
-        f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "done"]
-    lines = [f"{', '.join(counts)} in {timedelta(seconds=round(seconds))}"]
+    counts = Counter({"done": 0, "unchanged": len(made.nodes) - len(outcomes)})
+    counts.update(outcome.status for outcome in outcomes.values())
+    lines = [", ".join(f"{count} {status}" for status, count in counts.items())
+             + f" in {timedelta(seconds=round(seconds))}"]
     lines += [f"failed: {label}: {outcome.text}; log {relpath(made.jobs[label].log)}"
               for label, outcome in outcomes.items() if outcome.status == "failed"]
-    if left := [label for label, outcome in outcomes.items() if outcome.status == "left out"]:
-        lines.append(f"left out, because they need a failed one: {', '.join(left)}")
-    if set(states) & set(execute.UNFINISHED):
+    if counts.keys() & set(execute.UNFINISHED):
         lines.append("stopped before the end; the same command goes on")
     own, theirs = made.grid.folder, config.PUBLISHED / made.grid.preset
     lines.append(f"results: {relpath(own)}/notebooks/*.html, tables/*.csv, figures/*.png")
