@@ -168,8 +168,8 @@ def work(job: Job, *needed: Outcome) -> Outcome:
         return Outcome("left out")
 
     def stopped(seconds: float = LATE_SECONDS) -> bool:
-        left = budget.seconds_left(job.variables.get(budget.VARIABLE, ""))
-        return left <= -seconds or not os.path.exists(job.signal)
+        until = float(job.variables.get(budget.VARIABLE, "inf"))
+        return time.time() >= until + seconds or not os.path.exists(job.signal)
 
     try:
         if not job.log.parent.exists():

@@ -227,7 +227,7 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
     common = {"TEVQ_RESULTS": str(config.results_root(made.grid.results)),
               config.FOLDER_VARIABLE: str(made.grid.folder)}
     if left < math.inf:
-        common[budget.VARIABLE] = budget.deadline(left - cluster.CLOSING_SECONDS)
+        common[budget.VARIABLE] = str(time.time() + left - cluster.CLOSING_SECONDS)
     client.subscribe_topic(str(signal), lambda event: print(
         f"started {event[1]}, log {relpath(made.jobs[event[1]].log)}"))
     for node in made.to_run:
