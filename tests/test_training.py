@@ -324,10 +324,10 @@ def test_a_sample_does_not_depend_on_its_batch(trained):
     found = evaluator.Evaluator.load(s, trained)
     model = transformer.load(s, trained)
     scenes, _ = evaluator.split_of(s, "test")
-    whole = found.text_to_image(model, scenes, s.evaluation, 0)
+    whole = found.text_to_image(model, scenes.caption, s.evaluation, 0)
     single = tiny(**{"evaluation.batch": 1}).evaluation
-    assert torch.equal(found.text_to_image(model, scenes, single, 0), whole)
-    assert not torch.equal(found.text_to_image(model, scenes, s.evaluation, 1), whole)
+    assert torch.equal(found.text_to_image(model, scenes.caption, single, 0), whole)
+    assert not torch.equal(found.text_to_image(model, scenes.caption, s.evaluation, 1), whole)
 
 
 @pytest.mark.promise("input")
