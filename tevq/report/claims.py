@@ -1,4 +1,4 @@
-"""The paper's claims and some of ours: what each compares, and how it is judged (VERDICTS)."""
+"""The paper's claims and some of ours: what each compares, and how it is judged."""
 
 from __future__ import annotations
 
@@ -18,16 +18,6 @@ from tevq.runs.run import open_run
 LEARNED = 0.5  # seen digit accuracy, Quad2-4, of a generator that places items (chance is 0.1)
 SETTLED = 0.9  # a generator below it is named: more training would move its end point
 MARGIN = 0.03  # a difference of shares that we call none
-VERDICTS = {  # they rest on our own uncertainty, the 95 % t-interval over seeds
-    "same direction": "our 95 % interval over seeds lies on the claim's side of 0",
-    "within the limit": "of a claim with a limit: the whole interval does not exceed it",
-    "opposite direction": "the interval lies on the other side of 0",
-    "above the limit": "of a claim with a limit: the whole interval exceeds it",
-    "no difference": f"two one-sided tests at 5 % place the mean within ±{MARGIN} (shares)",
-    "undecided": "none of these; or one seed; or a generator below "
-                 f"{LEARNED} even on combinations that training shows",
-    "missing": "no runs",
-}
 BASELINES = ("sc", "mb", "mp", "cb")
 # what a generator must have learned: images by the number that is compared, captions greedily,
 # because one unlucky word says little about learning
@@ -137,10 +127,7 @@ def primary(table1: pd.DataFrame, task: str = "t2i", split: str = "test", case: 
 
 
 def family(table1: pd.DataFrame) -> pd.DataFrame:
-    """te - sc per case and task: mean, t-interval, exact sign-flip p, Holm over all of them.
-
-    `attrs["floor"]` says below which value no p of such a table can go.
-    """
+    """te - sc per case and task: mean, t-interval, exact sign-flip p, Holm over all of them."""
     every = {(task, case): primary(table1, task, case=case)
              for task in AS_PUBLISHED for case in QUADS}
     found = pd.DataFrame([{
@@ -152,10 +139,6 @@ def family(table1: pd.DataFrame) -> pd.DataFrame:
         for (task, case), claim in every.items()])
     known = found["p sign-flip"].dropna()
     found["p Holm"] = pd.Series(stats.holm(known.to_list()), known.index, dtype=float)
-    lowest = 2 / 2 ** max(1, found.seeds.max())
-    found.attrs["floor"] = (
-        f"With {found.seeds.max()} seeds the exact p cannot go below {lowest:.3f}, and Holm over "
-        f"{len(known)} tests not below {min(1, len(known) * lowest):.2f}, whatever the effect is.")
     return found
 
 
@@ -177,30 +160,6 @@ def bootstrap(grid: Grid, task: str = "t2i", split: str = "test") -> Interval | 
     sc, te = (stats.Counts(*(np.stack([lines[f"{column}_{what}"] for lines in runs])
                              for what in ("correct", "n"))) for runs in found.values())
     return stats.bootstrap_difference(sc, te, found["te"][0]["case"].to_numpy())
-
-
-def gain_over_training(grid: Grid, split: str = "val") -> tuple[pd.DataFrame, Claim] | None:
-    """te - sc of the learning curves, text->image, mean of Quad1-4: does the gain shrink?
-
-    A row per number of sequences: sc, te, gain, interval. The claim is the mean gain over the first
-    half of the training minus that over the second. None without curves of both.
-    """
-    curves = select(tables.learning(grid), split=split, scenes="full",
-                    stride=grid.settings.stage1.stride)
-    if not {"sc", "te"} <= set(curves.variant):
-        return None
-    found = curves.assign(y=curves[list(QUADS)].mean(axis=1)).pivot(
-        index="sequences", columns=["variant", "seed"], values="y")
-    gain = (found["te"] - found["sc"]).dropna(axis=1)
-    rows = pd.DataFrame({"sc": found["sc"].mean(axis=1), "te": found["te"].mean(axis=1),
-                         "gain": gain.mean(axis=1),
-                         "interval": [text(t_interval(line)) for line in gain.to_numpy()]})
-    first = gain.index <= gain.index.max() / 2
-    early, late = gain[first].mean(), gain[~first].mean()
-    return rows, Claim(
-        "the gain of te over sc shrinks with training (first half − second half)", "ours",
-        tuple(early - late), detail=" and ".join(
-            f"{half.mean():+.3f} {text(t_interval(half))}" for half in (early, late)))
 
 
 def scores(table1: pd.DataFrame, task: str, case: str = "mean", split: str = "test"
