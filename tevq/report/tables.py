@@ -95,12 +95,11 @@ def build(grid: Grid) -> dict[str, pd.DataFrame]:
 
 def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
     """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
-    paths = []
+    paths = {name: grid.table_folder / f"{name}.csv" for name in tables}
     for name, table in tables.items():
-        paths.append(grid.table_folder / f"{name}.csv")
-        text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-        write_atomically(paths[-1], text.encode())
-    return paths
+        write_atomically(paths[name], table.to_csv(
+            index=False, lineterminator="\n", float_format="%.6g").encode())
+    return list(paths.values())
 
 
 def read(grid: Grid, name: str) -> pd.DataFrame:
@@ -160,11 +159,11 @@ def vocabularies(grid: Grid) -> pd.DataFrame:
     Columns variant, seed, measure, groups (0: its own codes), codes_used, kappa, feature_error.
     """
     rows = []
-    for settings in grid.cells:
-        summary = open_run(settings, "quantizer", grid.results or None).summary()
-        for row in [*summary["equivariance"], *summary["merged"]] if summary else ():
-            if row["cells"] == "foreground":
-                rows.append({"variant": settings.variant, "seed": settings.seed, "groups": 0} | row)
+    for s in grid.cells:
+        summary = open_run(s, "quantizer", grid.results or None).summary() or {}
+        rows += [{"variant": s.variant, "seed": s.seed, "groups": 0} | row
+                 for name in ("equivariance", "merged") for row in summary.get(name, ())
+                 if row["cells"] == "foreground"]
     columns = ["variant", "seed", "measure", "groups", "codes_used", "kappa", "feature_error"]
     return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
 
@@ -179,14 +178,12 @@ def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -
     rows = []
     for (seed, measure), part in found.dropna(subset="kappa").groupby(["seed", "measure"],
                                                                       sort=False):
-        line = part[part.variant == baseline].sort_values("codes_used")
-        own = part[(part.variant == ours) & (part.groups == 0)]
-        for codes, kappa in zip(own.codes_used, own.kappa, strict=True):
-            if line.codes_used.min() <= codes <= line.codes_used.max():
-                rows.append({"seed": seed, "measure": measure, "codes": codes,
-                             "baseline": line[line.groups == 0].kappa.iloc[0], "ours": kappa,
-                             "merged": np.interp(np.log(codes), np.log(line.codes_used),
-                                                 line.kappa)})
+        line = select(part, variant=baseline).sort_values("codes_used")
+        for own in select(part, variant=ours, groups=0).itertuples():
+            if line.codes_used.min() <= own.codes_used <= line.codes_used.max():
+                merged = np.interp(np.log(own.codes_used), np.log(line.codes_used), line.kappa)
+                rows.append((seed, measure, own.codes_used, select(line, groups=0).kappa.iloc[0],
+                             merged, own.kappa))
     return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
 
 
@@ -196,17 +193,15 @@ def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
     Columns scenes (full, third), stride, variant, seed, split (val: held-out combinations,
     val_seen: seen ones), sequences, quad1 ... center.
     """
-    frames = []
+    rows = []
     for cell in cells(grid):
         s = cell.settings
-        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else []
-        found = pd.DataFrame([line for line in lines if line.get("task") == task])
-        if len(found):
-            frames.append(found.rename(columns={"probe": "split"}).assign(
-                scenes=cell.size, stride=s.stage1.stride, variant=s.variant, seed=s.seed))
-    columns = ["scenes", "stride", "variant", "seed", "split", "sequences", *CASES]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(
-        columns=columns)
+        own = {"scenes": cell.size, "stride": s.stage1.stride, "variant": s.variant, "seed": s.seed}
+        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else ()
+        rows += [line | own | {"split": line["probe"]} for line in lines
+                 if line.get("task") == task]
+    return pd.DataFrame(rows, columns=["scenes", "stride", "variant", "seed", "split", "sequences",
+                                       *CASES])
 
 
 def _table(frames: list[pd.DataFrame]) -> pd.DataFrame:
