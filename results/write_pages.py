@@ -32,7 +32,8 @@ from tevq.runs.storage import write_atomically
 PRESET = "laptop"
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
-BEGIN, END = "<!-- {}: made by `python results/write_pages.py`, do not edit -->", "<!-- end of {} -->"
+BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
+END = "<!-- end of {} -->"
 SHORT = {  # a line of the README -> words of its claim
     "paints captions it never saw better": "text→image: te above sc, mean",
     "... by more than captions like those it saw": "never shows",

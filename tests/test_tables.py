@@ -134,18 +134,6 @@ def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_pa
     assert write_pages.strides(other).empty and claims.all_claims(other)
 
 
-def test_what_a_cell_lacks(tmp_path):
-    grid = choose("smoke", "te", "3", results=str(tmp_path))
-    every = {(c.kind, c.size): c for c in tables.cells(grid) if c.settings.stage1.stride == 4}
-    assert every["quantizer", "full"].lacks() == "notebook 03"
-    for kind in ("classifier", "stage1"):
-        run = every["quantizer", "full"].run(kind)
-        run.folder.mkdir(parents=True)
-        run.finish({}, {"a": 1})
-    assert every["quantizer", "full"].lacks() == ""
-    assert every["evaluation", "full"].lacks() == "notebook 04"
-
-
 # ---------------------------------------------------------------------------------- matrices, views
 
 

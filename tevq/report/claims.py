@@ -182,8 +182,8 @@ def _versus(table1: pd.DataFrame, task: str, a: str, b: str, words: str, case: s
     """a above b; `theirs`: the paper's variant in the place of b, when it is another one."""
     found = scores(table1, task, case, split)
     return Claim(f"{TITLES[task]}: {words}", SECTIONS[task], tuple((found[a] - found[b]).dropna()),
-                 *contrast([(1.0, _published(task, a, case)),
-                            (-1.0, _published(task, theirs or b, case))]),
+                 *contrast([(1.0, _published(case=case, task=task, variant=a)),
+                            (-1.0, _published(case=case, task=task, variant=theirs or b))]),
                  _seen(table1, task, a, b), detail=detail)
 
 
@@ -199,7 +199,8 @@ def _gains(table1: pd.DataFrame) -> list[Claim]:
               detail=detail(held_out.mean(), seen.mean())),
         Claim("the gain of te over sc is larger in text→image than in image→text", "4.2",
               tuple((held_out - written).dropna()),
-              *contrast([(sign * weight, _published(task, variant)) for task, sign in signs.items()
+              *contrast([(sign * weight, _published(task=task, variant=variant))
+                         for task, sign in signs.items()
                          for variant, weight in (("te", 1), ("sc", -1))]),
               _seen(table1, "t2i", "sc", "te") | _seen(table1, "i2t", "sc", "te"),
               detail=detail(held_out.mean(), written.mean()))]
@@ -214,7 +215,7 @@ def _against_the_best(table1: pd.DataFrame, task: str) -> Claim:
     both = found[["te", rival]].dropna()
     return _versus(table1, task, "te", rival, "te above the best of mb, mp, cb"
                    + f" ({which})" * bool(present),
-                   theirs=max(others, key=lambda v: _published(task, v).mean),
+                   theirs=max(others, key=lambda v: _published(task=task, variant=v).mean),
                    detail=f"te {both.te.mean():.3f}, {rival} {both[rival].mean():.3f} on seeds "
                    f"{', '.join(map(str, both.index))}" * bool(present))
 
@@ -222,7 +223,7 @@ def _against_the_best(table1: pd.DataFrame, task: str) -> Claim:
 def _order(table1: pd.DataFrame, task: str) -> Claim:
     """sc - mb, and the order of all four baselines."""
     ours = scores(table1, task)[list(BASELINES)].dropna().mean()
-    theirs = pd.Series({v: _published(task, v).mean for v in BASELINES})
+    theirs = pd.Series({v: _published(task=task, variant=v).mean for v in BASELINES})
     return _versus(table1, task, "sc", "mb", "sc above mb, mean of Quad1–4", detail=", ".join(
         f"{name} {' > '.join(means.sort_values(ascending=False).index)}"
         for name, means in (("ours", ours), ("paper", theirs)) if ours.notna().all()))
@@ -234,7 +235,8 @@ def _below(table1: pd.DataFrame) -> Claim:
     least = gaps.mean().idxmin() if gaps.size else "te"
     return Claim(f"image→text below text→image in every variant (least: {least})", "4.2",
                  tuple(gaps[least].dropna()) if gaps.size else (),
-                 *contrast([(1.0, _published("t2i", least)), (-1.0, _published("i2t", least))]),
+                 *contrast([(1.0, _published(task="t2i", variant=least)),
+                            (-1.0, _published(task="i2t", variant=least))]),
                  _seen(table1, "t2i", least) | _seen(table1, "i2t", least),
                  detail=", ".join(f"{variant} {gap.mean():+.3f} {text(t_interval(gap.dropna()))}"
                                   for variant, gap in gaps.items()))
@@ -243,7 +245,7 @@ def _below(table1: pd.DataFrame) -> Claim:
 def _efficiency(table2: pd.DataFrame) -> list[Claim]:
     """What a third of the scenes costs: Quad1 as the paper counts, and four times the scenes."""
     full, third = (select(table2, size=size) for size in ("full", "third"))
-    paper = contrast([(weight * sign, _group(select(published(2), variant=variant, size=size)))
+    paper = contrast([(weight * sign, _published(2, variant=variant, size=size))
                       for variant, weight in (("sc", 1.0), ("te", -1.0))
                       for size, sign in (("full", 1), ("third", -1))])
     seen = {f"{name} ({size})": value for size, rows in (("full", full), ("third", third))
@@ -300,11 +302,8 @@ def _seen(table1: pd.DataFrame, task: str, *variants: str) -> dict[str, float]:
     return {f"{v} {task}": float(worst[v]) for v in variants if worst.get(v, np.nan) >= 0}
 
 
-def _published(task: str, variant: str, case: str = "mean") -> Group:
-    """A case of Table 1, or the mean of Quad1-4 with the mean of their SDs: its SD at most."""
-    rows = select(published(1), task=task, variant=variant)
-    return _group(rows if case == "mean" else select(rows, case=case))
-
-
-def _group(rows: pd.DataFrame) -> Group:
+def _published(table: int = 1, case: str = "mean", **where: str) -> Group:
+    """A case of Table 1 or 2, or the mean of its cases with the mean of their SDs: its SD at
+    most."""
+    rows = select(published(table), **where, **({} if case == "mean" else {"case": case}))
     return Group(float(rows.value.mean()), float(rows.sd.mean()))

@@ -36,7 +36,7 @@ REST = ["source", "size", "training_scenes", "stride", "classifier_accuracy", "p
 AS_PUBLISHED = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # Table 1 counts
 MEASURES = ("official", "grid", "subgrid", "context")
 CELLS = ("all", "foreground")
-_WEIGHTS = {"quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
+KINDS = ("quantizer", "evaluation")  # of cells
 
 
 class Cell(NamedTuple):
@@ -51,24 +51,17 @@ class Cell(NamedTuple):
         """Its run, or another kind of run with the same settings."""
         return open_run(self.settings, kind or self.kind, self.results)
 
-    def lacks(self) -> str:
-        """Notebook that must be run before this cell can be evaluated; empty when there is none."""
-        absent = [kind for kind in _WEIGHTS[self.kind] if not self.run(kind).has_weights]
-        if self.run().done or not absent:
-            return ""
-        return "notebook 04" if absent == ["stage2"] else "notebook 03"
-
 
 def cells(grid: Grid) -> list[Cell]:
     """Every cell of all tables, whether it exists or not: Table 1 first, then Tables 2 to 4."""
-    found = [(settings, kind, "full") for settings in grid.cells for kind in _WEIGHTS]
+    found = [(settings, kind, "full") for settings in grid.cells for kind in KINDS]
     for seed, variant in itertools.product(grid.seeds, grid.compared):
         found.append((grid.cell(variant, seed, fraction=FRACTION), "evaluation", "third"))
         if grid.settings.data.source == "mnist":
             found.append((grid.cell(variant, seed, OTHER_SOURCE), "quantizer", "full"))
         if grid.other_stride:
             coarse = grid.cell(variant, seed, stride=grid.other_stride)
-            found += [(coarse, kind, "full") for kind in _WEIGHTS]
+            found += [(coarse, kind, "full") for kind in KINDS]
     return [Cell(*cell, grid.results or None) for cell in found]
 
 

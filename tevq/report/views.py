@@ -15,7 +15,6 @@ from tevq import presets
 from tevq.config import Settings
 from tevq.grid import Grid
 from tevq.report import tables
-from tevq.report.stats import mean_sd
 from tevq.report.tables import AS_PUBLISHED, CELLS, MEASURES, QUADS, by_case, published, select
 from tevq.runs.run import label
 
@@ -28,14 +27,10 @@ DIGITS = {"codes used": 0, "perplexity": 1, "L1 in [0, 1]": 4, "perceptual dista
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """Mean (SD) of the values that are there; says so when some are not."""
-    every = pd.Series(values, dtype=float)
-    found = every.dropna()
-    if found.empty:
-        return MISSING
-    mean, sd = mean_sd(found)
-    notes = [] if sd is None else [f"{sd:.{digits}f}"]
-    notes += [f"n = {len(found)}"] if len(found) < len(every) else []
-    return f"{mean:.{digits}f}" + (f" ({', '.join(notes)})" if notes else "")
+    found = pd.Series(values, dtype=float)
+    n = found.count()
+    notes = [f"{found.std():.{digits}f}"] * (n > 1) + [f"n = {n}"] * (n < len(found))
+    return f"{found.mean():.{digits}f}" + f" ({', '.join(notes)})" * bool(notes) if n else MISSING
 
 
 def each(values: pd.Series, digits: int = 3) -> str:
