@@ -28,7 +28,7 @@ DIGITS = {"codes used": 0, "perplexity": 1, "L1 in [0, 1]": 4, "perceptual dista
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """Mean (SD) of the values that are there; says so when some are not."""
     found = pd.Series(values, dtype=float)
-    n = found.count()
+    n = int(found.count())
     notes = [f"{found.std():.{digits}f}"] * (n > 1) + [f"n = {n}"] * (n < len(found))
     return f"{found.mean():.{digits}f}" + f" ({', '.join(notes)})" * bool(notes) if n else MISSING
 
