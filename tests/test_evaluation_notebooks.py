@@ -72,6 +72,7 @@ def blank(figures: dict) -> bool:
 
 
 def test_notebooks_run_with_nothing_finished(execute, tmp_path):
+    assert blank(execute("06_discussion", tmp_path)[1])
     names, figures = execute("05_evaluation", tmp_path)
     assert blank(figures)
     truth = {Clause(0, 0, 2), Clause(3, 3, 9)}
@@ -82,7 +83,16 @@ def test_notebooks_run_with_nothing_finished(execute, tmp_path):
     twice = names["clauses_of"]("white two at the top left, white two at the top left.", truth)
     assert [right for _, right in twice] == [True, False]
     assert names["clauses_of"]("", truth) == [("", False)]
-    assert blank(execute("06_discussion", tmp_path)[1])
+    every = {(c.kind, c.size): c for c in tables.cells(names["grid"])
+             if c.settings.stage1.stride == 4 and c.settings.variant == "te"}
+    assert names["lacks"](every["quantizer", "full"]) == "notebook 03"
+    for kind in ("classifier", "stage1"):
+        run = every["quantizer", "full"].run(kind)
+        run.folder.mkdir(parents=True)
+        run.finish({}, {"a": 1})
+    assert names["lacks"](every["quantizer", "full"]) == ""
+    for size in ("full", "third"):
+        assert names["lacks"](every["evaluation", size]) == "notebook 04"
 
 
 def test_notebooks_run_with_nothing_to_compare(execute, tmp_path):

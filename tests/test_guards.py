@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import write_pages
 
 from tevq import config as settings
 from tevq import presets, pretrained
@@ -38,7 +39,6 @@ from tevq.data import source as items
 from tevq.evaluate import equivariance
 from tevq.evaluate import metrics as scoring
 from tevq.models import classifier, quantizer, sampling, transformer, vqgan
-from tevq.report import pages as report
 from tevq.report import stats, tables
 from tevq.runs import devices, storage
 from tevq.runs import run as runs
@@ -428,9 +428,9 @@ def test_committed_runs_have_the_names_of_their_settings():
 
 def test_the_published_cells_are_the_committed_runs():
     """Seeds 3 to 5 were trained for the main comparison only: the tables call the rest missing."""
-    grid = report.published_grid()
+    grid = write_pages.published_grid()
     assert Path(grid.results) == ROOT / "results"
-    told = {(run, state) for name in report.NAMES for run, state in zip(
+    told = {(run, state) for name in tables.NAMES for run, state in zip(
         *(tables.read(grid, name)[column] for column in ("run", "state")), strict=True)}
     found, used = set(), set()
     for cell in tables.cells(grid):
@@ -484,7 +484,7 @@ def test_shipped_models_describe_the_recorded_pixels():
 
 
 def test_tables_rebuilt_from_the_runs_are_the_committed_ones(tmp_path):
-    grid = report.published_grid()
+    grid = write_pages.published_grid()
     elsewhere = dataclasses.replace(grid, results=str(tmp_path))
     written = tables.write(elsewhere, tables.build(grid))
     committed = sorted((LAPTOP / "tables").glob("*.csv"))

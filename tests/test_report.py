@@ -6,10 +6,11 @@ import fake_runs
 import pandas as pd
 import pytest
 import torch
+import write_pages as pages
 
 from tevq.config import SettingsError
 from tevq.grid import choose
-from tevq.report import claims, pages, tables, views
+from tevq.report import claims, tables, views
 from tevq.runs import devices
 from tevq.runs.run import open_run
 
@@ -22,12 +23,12 @@ def published():
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_pages_hold_exactly_what_the_tables_say(page, published):
     text = (pages.ROOT / page).read_text(encoding="utf-8")
-    assert pages.updated(page, text, published) == text, "run python -m tevq.report.pages"
+    assert pages.updated(page, text, published) == text, "run python results/write_pages.py"
 
 
 def test_every_line_of_the_front_page_is_one_claim(published):
     """Planted faults: words that fit no claim, so that a finding disappears; that fit two."""
-    every = [*claims.all_claims(pages._read(published)), claims.gain_over_training(published)[1]]
+    every = [*claims.all_claims(pages._read(published)), pages.gain_over_training(published)[1]]
     for line, words in pages.SHORT.items():
         fitting = [claim.text for claim in every if words in claim.text]
         assert len(fitting) == 1 or line == "uses fewer codes", (words, fitting)
@@ -115,7 +116,7 @@ def test_results_in_short_with_and_without_runs(tmp_path):
         assert ("has no runs yet" in text) != done
         assert text.count("<details>") == text.count("</details>") == (8 if done else 6)
         assert (pages.in_short(grid) == "Nothing has run yet.") != done
-        view = views.overview(built)
+        view = pages.overview(built)
         assert list(view.index) == ["sc", "te"]
         if done:
             usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
@@ -139,3 +140,25 @@ def test_answers_of_the_front_page():
         shown = pages.answers([claims.Claim(words, "4.1", values, 0.1)])
         found.append(shown.splitlines()[2].split(" | ")[1])
     assert found == ["yes", "no, the reverse", "yes, but within ±0.03", "undecided"]
+
+
+def test_a_gain_that_shrinks(tmp_path):
+    """Logs by hand: te leads by 0.4 in the first half and by 0.1 in the second."""
+    grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    assert pages.gain_over_training(grid) is None
+    for cell in tables.cells(grid):
+        if (cell.kind, cell.size, cell.settings.stage1.stride) != ("evaluation", "full", 4):
+            continue
+        run = cell.run("stage2")
+        run.folder.mkdir(parents=True)
+        for step in (1, 2, 3, 4):
+            lead = (0.4 if step <= 2 else 0.1) * (cell.settings.variant == "te")
+            for split, offset in (("val", 0.0), ("val_seen", 0.3)):
+                run.log(step, probe=split, task="t2i", sequences=10 * step, **{
+                    case: 0.2 + lead + offset + 0.01 * step for case in tables.CASES})
+            run.log(step, loss=1.0)
+    rows, claim = pages.gain_over_training(grid)
+    assert rows.index.tolist() == [10, 20, 30, 40]
+    assert rows.gain.tolist() == pytest.approx([0.4, 0.4, 0.1, 0.1])
+    assert rows.sc.tolist() == pytest.approx([0.21, 0.22, 0.23, 0.24])
+    assert claim.values == pytest.approx((0.3, 0.3)) and claim.detail.startswith("+0.400 ")

@@ -49,13 +49,6 @@ def test_every_code_has_its_own_colour():
     assert len({tuple(colour) for colour in style.code_colours(256)(range(256))}) == 256
 
 
-def test_seeds_are_told_per_variant_where_they_differ():
-    rows = pd.DataFrame({"variant": ["te", "te", "sc"], "seed": [1, 0, 0]})
-    assert style.seeds_of(rows) == "seeds 0, 1 (te); 0 (sc)"
-    assert style.seeds_of(rows[:2]) == "seeds 0, 1"
-    assert style.seeds_of(rows[:0]) == "no runs yet"
-
-
 def test_sliders_redraw_and_need_no_output_widget(monkeypatch):
     """Planted fault: `ipywidgets.interactive`, whose Output widget can make papermill hang."""
     import ipywidgets

@@ -8,6 +8,7 @@ import fake_runs
 import numpy as np
 import pandas as pd
 import pytest
+import write_pages
 
 from tevq.config import SettingsError
 from tevq.grid import choose
@@ -111,7 +112,7 @@ def test_sources_of_table_3(built, tmp_path):
 def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_path):
     for name, table in built.items():
         assert set(table.stride) == ({8} if name == "stride" else {4}), name
-    ours = views.strides(built)
+    ours = write_pages.strides(built)
     assert ours.index.names == ["stride", "variant", "of"]
     assert list(ours.index.unique(0)) == ["4", "8"] and list(ours.index.unique(1)) == ["sc", "te"]
     usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
@@ -130,23 +131,7 @@ def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_pa
         assert claim.values == pytest.approx(tuple(means["te"] - means["sc"]))
     other = tables.build(choose("smoke", "te", "0", "", "stage1.stride=8", str(tmp_path)))
     assert other["stride"].empty and set(other["table1"].stride) == {8}
-    assert views.strides(other).empty and claims.all_claims(other)
-
-
-def test_what_a_cell_lacks(tmp_path):
-    grid = choose("smoke", "te", "3", results=str(tmp_path))
-    every = {(c.kind, c.size): c for c in tables.cells(grid) if c.settings.stage1.stride == 4}
-    assert every["quantizer", "full"].lacks() == "notebook 03 for te, seed 3, digits"
-    for kind in ("classifier", "stage1"):
-        run = every["quantizer", "full"].run(kind)
-        run.folder.mkdir(parents=True)
-        run.finish({}, {"a": 1})
-    assert every["quantizer", "full"].lacks() == ""
-    assert every["evaluation", "full"].lacks() == "notebook 04 for te, seed 3, digits"
-    assert every["evaluation", "third"].lacks().endswith("on a third of the scenes")
-    coarse, = (c for c in tables.cells(grid) if c.settings.stage1.stride == 8
-               and c.kind == "quantizer")
-    assert coarse.lacks().endswith("te, seed 3, digits at stride 8")
+    assert write_pages.strides(other).empty and claims.all_claims(other)
 
 
 # ---------------------------------------------------------------------------------- matrices, views
@@ -216,7 +201,6 @@ def test_other_views(grid, built):
     assert "scaled down" in text and "99.60%" in text and "seeds 0, 1" in text
     html = views.show(views.accuracy(built["table1"], "t2i"), "a caption", "id").to_html()
     assert "a caption" in html and "bold" in html
-    assert "stage1.steps" in set(views.differences(grid).setting)
 
 
 # ---------------------------------------------------------------------------------- scenes
@@ -227,23 +211,15 @@ def test_bootstrap_of_scenes(grid, built):
     assert claims.bootstrap(choose("laptop", "sc,te", "0,5", results=grid.results)) is None
 
 
-def test_scene_counts_give_the_table(grid, built):
-    counts, case = tables.scene_counts(grid, ("te",), "t2i_sampled_digit")
-    quad2 = case == "quad2"
-    share = counts["te"].correct[1, quad2].sum() / counts["te"].n[1, quad2].sum()
-    where = {"task": "t2i", "split": "test", "decoding": "sampled", "metric": "digit"}
-    assert share == tables.by_case(built["table1"], **where).loc[("te", 1), "quad2"]
-
-
 def test_everything_shows_with_and_without_results(grid, built, tmp_path):
     empty = choose("smoke", "sc,te", "0", results=str(tmp_path))
     alone = choose("smoke", "mb", "0", results=str(tmp_path))  # nothing to compare
     half = choose("smoke", "sc,te", "0", "", "stage2.directions=i2t", str(tmp_path))
     for which, parts in ((grid, built), *((s, tables.build(s)) for s in (empty, alone, half))):
         for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
-                     views.metrics(parts["table1"], "t2i", "sampled"), views.overview(parts),
+                     views.metrics(parts["table1"], "t2i", "sampled"), write_pages.overview(parts),
                      views.sample_efficiency(parts["table2"]),
-                     views.reconstruction(parts["table3"]), views.strides(parts),
+                     views.reconstruction(parts["table3"]), write_pages.strides(parts),
                      views.equivariance(parts["equivariance"])):
             views.show(view, views.caption(which, parts["table1"]), "id").to_html()
         claims.verdicts(claims.all_claims(parts))

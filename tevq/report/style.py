@@ -31,7 +31,7 @@ LOOK = {"hue": "variant", "style": "variant", "size": "variant", "palette": COLO
         "dashes": {name: "" if isinstance(variant.dashes, str) else variant.dashes[1]
                    for name, variant in VARIANTS.items()},
         "sizes": dict.fromkeys(COLOURS_OF, 1.8) | {"te": 3.2}}
-POINTS = {key: value for key, value in LOOK.items() if key != "dashes"} | {
+POINTS = {key: LOOK[key] for key in ("hue", "style", "size", "palette", "markers")} | {
     "sizes": dict.fromkeys(COLOURS_OF, 45) | {"te": 130}, "legend": False}  # of `sns.scatterplot`
 GREY = "#666666"
 MARKS = {  # of `legend`
@@ -66,50 +66,31 @@ def stamp(figure: Figure, text: str) -> Figure:
 
 def of(settings: Any) -> str:
     """Preset, source, variant, seed and what is unusual of settings, for `stamp`."""
-    words = [f"preset {settings.preset}", settings.data.source, settings.variant,
-             f"seed {settings.seed}", settings.suffix]
-    return " · ".join(filter(None, words))
-
-
-def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], gap: float = 0.06) -> None:
-    """Writes each variant's name beside the end of its line, in its colour, without overlap.
-
-    ends: variant -> (x, y) of the last point; gap: least distance in shares of the y range.
-    """
-    low, high = axis.get_ylim()
-    last = -np.inf
-    for variant, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        last = max(y, last + gap * (high - low))
-        axis.annotate(variant, (x, last), (8, 0), textcoords="offset points", va="center",
-                      color=COLOURS_OF[variant], annotation_clip=False,
-                      fontweight="bold" if variant == "te" else "normal")
+    return " · ".join(filter(None, (f"preset {settings.preset}", settings.data.source,
+                                    settings.variant, f"seed {settings.seed}", settings.suffix)))
 
 
 def legend(figure: Figure, grid: Any, drawn: pd.DataFrame, marks: Sequence[str] = (),
            by: str = "variant") -> Figure:
-    """Variants and marks under the panels, headed by preset, source and the seeds drawn.
+    """Variants and marks (keys of `MARKS`) under the panels, headed by preset, source and seeds.
 
-    drawn: the rows behind the figure, with columns variant and seed; marks: keys of `MARKS`; by:
-    the column whose values may have different seeds.
+    drawn: rows with columns variant and seed; by: the column whose values may have other seeds.
     """
-    handles = [Line2D([], [], color=COLOURS_OF[v], marker=MARKERS_OF[v], linestyle="none",
-                      markersize=9, label=NAMES_OF[v])
-               for v in grid.variants if v in set(drawn.variant)]
-    handles += [Line2D([], [], label=name, **MARKS[name]) for name in marks]
+    there = {NAMES_OF[v]: {"color": COLOURS_OF[v], "marker": MARKERS_OF[v], "linestyle": "none"}
+             for v in grid.variants if v in set(drawn.variant)}
+    handles = [Line2D([], [], label=name, **mark)
+               for name, mark in (there | {name: MARKS[name] for name in marks}).items()]
     title = f"preset {grid.preset} · {grid.settings.data.source} · {seeds_of(drawn, by)}"
-    found = figure.legend(handles=handles, ncols=3, loc="outside lower center", title_fontsize=10,
-                          title=title)
-    found.get_title().set_color(GREY)
+    figure.legend(handles=handles, ncols=3, loc="outside lower center", title=title)
     return figure
 
 
 def seeds_of(drawn: pd.DataFrame, by: str = "variant") -> str:
     """The seeds of rows, and of which variants where they differ: seeds 0, 1 (mb); 0, 1, 2 (te)."""
-    found: dict[str, list[str]] = {}
-    for name, seeds in drawn.groupby(by, sort=False).seed.unique().items():
-        found.setdefault(", ".join(map(str, sorted(seeds))), []).append(name)
-    texts = [seeds + f" ({', '.join(names)})" * (len(found) > 1) for seeds, names in found.items()]
-    return "seeds " + "; ".join(texts) if texts else "no runs yet"
+    seeds = drawn.groupby(by, sort=False).seed.agg(lambda x: ", ".join(map(str, sorted(set(x)))))
+    texts = [f"{text} ({', '.join(same.index)})" for text, same in seeds.groupby(seeds, sort=False)]
+    return "seeds " + ("; ".join(texts) if len(texts) > 1 else seeds.iloc[0]) if texts else (
+        "no runs yet")
 
 
 def missing(axis: Axes, text: str) -> None:
@@ -169,8 +150,7 @@ def explore(draw: Callable[..., Figure], **choices: Any) -> None:
     picture = Image(format="png")
 
     def redraw(_: Any = None) -> None:
-        drawn = io.BytesIO()
-        figure = draw(**{name: control.value for name, control in controls.items()})
+        figure, drawn = draw(**{name: x.value for name, x in controls.items()}), io.BytesIO()
         figure.savefig(drawn, dpi=90, bbox_inches="tight")
         picture.value = drawn.getvalue()
 

@@ -21,12 +21,12 @@ from tevq.config import Settings, SettingsError
 from tevq.data.scenes import CASES
 from tevq.evaluate.metrics import CAPTION_METRICS, DECODINGS, IMAGE_METRICS, SPLITS
 from tevq.grid import FRACTION, OTHER_SOURCE, Grid
-from tevq.report.stats import Counts
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
 from tevq.runs.storage import write_atomically
 
 PAPER = devices.ROOT / "results" / "paper.csv"
+NAMES = ("table1", "table2", "table3", "equivariance", "stride")
 QUADS = CASES[:4]
 WHOLE = {"n", "correct", "codes", "codes_used"}  # columns of counts, empty where a cell is missing
 TEXTS = {"split", "decoding", "cells"}
@@ -36,7 +36,7 @@ REST = ["source", "size", "training_scenes", "stride", "classifier_accuracy", "p
 AS_PUBLISHED = {"t2i": ("sampled", "digit"), "i2t": ("sampled", "official_digit")}  # Table 1 counts
 MEASURES = ("official", "grid", "subgrid", "context")
 CELLS = ("all", "foreground")
-_WEIGHTS = {"quantizer": ("classifier", "stage1"), "evaluation": ("classifier", "stage1", "stage2")}
+KINDS = ("quantizer", "evaluation")  # of cells
 
 
 class Cell(NamedTuple):
@@ -51,65 +51,48 @@ class Cell(NamedTuple):
         """Its run, or another kind of run with the same settings."""
         return open_run(self.settings, kind or self.kind, self.results)
 
-    def lacks(self) -> str:
-        """Notebook that must be run before this cell can be evaluated; empty when there is none."""
-        if self.run().done:
-            return ""
-        kinds = [kind for kind in _WEIGHTS[self.kind] if not self.run(kind).has_weights]
-        if not kinds:
-            return ""
-        s = self.settings
-        notebook = "04" if kinds == ["stage2"] else "03"
-        size = " on a third of the scenes" if notebook == "04" and self.size == "third" else ""
-        at = f" at {s.suffix}" if s.suffix else ""
-        return f"notebook {notebook} for {s.variant}, seed {s.seed}, {s.data.source}{size}{at}"
-
 
 def cells(grid: Grid) -> list[Cell]:
     """Every cell of all tables, whether it exists or not: Table 1 first, then Tables 2 to 4."""
-    results = grid.results or None
-    found = [Cell(s, kind, "full", results) for s in grid.cells for kind in _WEIGHTS]
+    found = [(settings, kind, "full") for settings in grid.cells for kind in KINDS]
     for seed, variant in itertools.product(grid.seeds, grid.compared):
-        third = grid.cell(variant, seed, "", FRACTION)
-        found.append(Cell(third, "evaluation", "third", results))
+        found.append((grid.cell(variant, seed, fraction=FRACTION), "evaluation", "third"))
         if grid.settings.data.source == "mnist":
-            other = grid.cell(variant, seed, OTHER_SOURCE)
-            found.append(Cell(other, "quantizer", "full", results))
+            found.append((grid.cell(variant, seed, OTHER_SOURCE), "quantizer", "full"))
         if grid.other_stride:
             coarse = grid.cell(variant, seed, stride=grid.other_stride)
-            found += [Cell(coarse, kind, "full", results) for kind in _WEIGHTS]
-    return found
+            found += [(coarse, kind, "full") for kind in KINDS]
+    return [Cell(*cell, grid.results or None) for cell in found]
 
 
 def build(grid: Grid) -> dict[str, pd.DataFrame]:
     """All five tables by name."""
-    stride = grid.settings.stage1.stride
-    coarse = [c for c in cells(grid) if c.settings.stage1.stride != stride]
-    every = [c for c in cells(grid) if c.settings.stage1.stride == stride]
-    own = [c for c in every if c.settings.data.source == grid.settings.data.source]
-    compared = [c for c in every if c.settings.variant in grid.compared]
-    return {
-        "table1": _frame(row for c in own if c.size == "full" for row in _accuracy(c)),
-        "table2": _frame(row for c in compared if c.kind == "evaluation" for row in _accuracy(c)
-                         if (row["task"], row["decoding"], row["metric"])
-                         == ("t2i", *AS_PUBLISHED["t2i"])),
-        "table3": _frame(row for c in every if c.kind == "quantizer" for row in _reconstruction(c)),
-        "equivariance": _frame(row for c in every if c.kind == "quantizer"
-                               for row in _equivariance(c)),
-        "stride": _frame(row for c in coarse for row in (
-            _accuracy(c) if c.kind == "evaluation" else
-            [*_accuracy(c), *_reconstruction(c), *_equivariance(c)])),
-    }
+    usual, parts = grid.settings, {name: [] for name in NAMES}
+    for cell in cells(grid):
+        s, quantizer = cell.settings, cell.kind == "quantizer"
+        accuracy = _accuracy(cell)
+        more = {"table3": _reconstruction(cell), "equivariance": _equivariance(cell)
+                } if quantizer else {}
+        if s.stage1.stride != usual.stage1.stride:
+            parts["stride"] += [accuracy, *more.values()]
+            continue
+        if s.data.source == usual.data.source and cell.size == "full":
+            parts["table1"].append(accuracy)
+        if s.variant in grid.compared and not quantizer:
+            decoding, metric = AS_PUBLISHED["t2i"]
+            parts["table2"].append(select(accuracy, task="t2i", decoding=decoding, metric=metric))
+        for name, rows in more.items():
+            parts[name].append(rows)
+    return {name: _table(frames) for name, frames in parts.items()}
 
 
 def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
     """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
-    paths = []
+    paths = {name: grid.table_folder / f"{name}.csv" for name in tables}
     for name, table in tables.items():
-        paths.append(grid.table_folder / f"{name}.csv")
-        text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-        write_atomically(paths[-1], text.encode())
-    return paths
+        write_atomically(paths[name], table.to_csv(
+            index=False, lineterminator="\n", float_format="%.6g").encode())
+    return list(paths.values())
 
 
 def read(grid: Grid, name: str) -> pd.DataFrame:
@@ -169,11 +152,11 @@ def vocabularies(grid: Grid) -> pd.DataFrame:
     Columns variant, seed, measure, groups (0: its own codes), codes_used, kappa, feature_error.
     """
     rows = []
-    for settings in grid.cells:
-        summary = open_run(settings, "quantizer", grid.results or None).summary()
-        for row in [*summary["equivariance"], *summary["merged"]] if summary else ():
-            if row["cells"] == "foreground":
-                rows.append({"variant": settings.variant, "seed": settings.seed, "groups": 0} | row)
+    for s in grid.cells:
+        summary = open_run(s, "quantizer", grid.results or None).summary() or {}
+        rows += [{"variant": s.variant, "seed": s.seed, "groups": 0} | row
+                 for name in ("equivariance", "merged") for row in summary.get(name, ())
+                 if row["cells"] == "foreground"]
     columns = ["variant", "seed", "measure", "groups", "codes_used", "kappa", "feature_error"]
     return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
 
@@ -188,14 +171,12 @@ def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -
     rows = []
     for (seed, measure), part in found.dropna(subset="kappa").groupby(["seed", "measure"],
                                                                       sort=False):
-        line = part[part.variant == baseline].sort_values("codes_used")
-        own = part[(part.variant == ours) & (part.groups == 0)]
-        for codes, kappa in zip(own.codes_used, own.kappa, strict=True):
-            if line.codes_used.min() <= codes <= line.codes_used.max():
-                rows.append({"seed": seed, "measure": measure, "codes": codes,
-                             "baseline": line[line.groups == 0].kappa.iloc[0], "ours": kappa,
-                             "merged": np.interp(np.log(codes), np.log(line.codes_used),
-                                                 line.kappa)})
+        line = select(part, variant=baseline).sort_values("codes_used")
+        for own in select(part, variant=ours, groups=0).itertuples():
+            if line.codes_used.min() <= own.codes_used <= line.codes_used.max():
+                merged = np.interp(np.log(own.codes_used), np.log(line.codes_used), line.kappa)
+                rows.append((seed, measure, own.codes_used, select(line, groups=0).kappa.iloc[0],
+                             merged, own.kappa))
     return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
 
 
@@ -205,126 +186,88 @@ def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
     Columns scenes (full, third), stride, variant, seed, split (val: held-out combinations,
     val_seen: seen ones), sequences, quad1 ... center.
     """
-    frames = []
+    rows = []
     for cell in cells(grid):
         s = cell.settings
-        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else []
-        found = pd.DataFrame([line for line in lines if line.get("task") == task])
-        if len(found):
-            frames.append(found.rename(columns={"probe": "split"}).assign(
-                scenes=cell.size, stride=s.stage1.stride, variant=s.variant, seed=s.seed))
-    columns = ["scenes", "stride", "variant", "seed", "split", "sequences", *CASES]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(
-        columns=columns)
+        own = {"scenes": cell.size, "stride": s.stage1.stride, "variant": s.variant, "seed": s.seed}
+        lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else ()
+        rows += [line | own | {"split": line["probe"]} for line in lines
+                 if line.get("task") == task]
+    return pd.DataFrame(rows, columns=["scenes", "stride", "variant", "seed", "split", "sequences",
+                                       *CASES])
 
 
-def scene_counts(grid: Grid, variants: Iterable[str], column: str, split: str = "test"
-                 ) -> tuple[dict[str, Counts], np.ndarray] | None:
-    """Right and counted digits per seed and scene for each variant, and the case of every scene.
-
-    column: of `scenes.csv.gz` without its ending, e.g. `t2i_sampled_digit`. None when a run lacks.
-    """
-    found, case = {}, None
-    for variant in variants:
-        correct, n = [], []
-        for seed in grid.seeds:
-            run = open_run(grid.cell(variant, seed), "evaluation", grid.results or None)
-            path = run.folder / "scenes.csv.gz"
-            if not run.done or not path.exists():
-                return None
-            lines = pd.read_csv(path)
-            lines = lines[lines.split == split]
-            if f"{column}_n" not in lines:
-                return None
-            correct.append(lines[f"{column}_correct"].to_numpy())
-            n.append(lines[f"{column}_n"].to_numpy())
-            case = lines["case"].to_numpy()
-        found[variant] = Counts(np.stack(correct), np.stack(n))
-    return (found, case) if found else None
+def _table(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several cells; columns FIRST, then the others."""
+    frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=[*FIRST, *REST])]
+    table = pd.concat(frames, ignore_index=True)
+    types = dict.fromkeys(WHOLE, "Int64") | {"value": float}
+    table = table.astype({name: kind for name, kind in types.items() if name in table})
+    table = table.fillna({name: "" for name in TEXTS if name in table})  # rows of several kinds
+    return table[FIRST + [name for name in table if name not in FIRST]]
 
 
-def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows))
-    if table.empty:  # no variant of this table was chosen
-        return pd.DataFrame(columns=[*FIRST, *REST]).astype({"value": float})
-    table["value"] = table["value"].astype(float)
-    for column in WHOLE & set(table):
-        table[column] = table[column].astype("Int64")
-    for column in TEXTS & set(table):  # rows of several kinds
-        table[column] = table[column].fillna("")
-    return table[FIRST + [c for c in table if c not in FIRST]]
-
-
-def _labels(cell: Cell) -> dict[str, Any]:
-    """What every row of a cell begins with; the accuracy of the classifier that judged it."""
+def _rows(cell: Cell, expected: Iterable[tuple], found: Iterable[dict[str, Any]],
+          keys: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A row for every expected value of the keys, with `value`, `n` and `more` where the run has
+    them."""
+    index = pd.MultiIndex.from_tuples(list(expected), names=keys)
+    values = pd.DataFrame(list(found), columns=[*keys, "value", "n", *more], dtype=object)
+    values = values.set_index(list(keys)).reindex(index).reset_index()
     s, run = cell.settings, cell.run()
-    evaluator = cell.run("classifier").summary() or {}
-    return {
+    classifier = cell.run("classifier").summary() or {}  # the one that judged the run
+    labels = {
         "preset": s.preset, "variant": s.variant, "seed": s.seed, "source": s.data.source,
         "size": cell.size, "training_scenes": round(s.data.train * s.stage2.fraction),
         "stride": s.stage1.stride,
-        "classifier_accuracy": evaluator.get("label_accuracy"),
+        "classifier_accuracy": classifier.get("label_accuracy", np.nan),
         "perceptual": s.stage1.perceptual, "run": run.name,
         "state": "done" if run.done else "missing",
     }
+    return pd.DataFrame(labels, index=values.index).join(values)
 
 
-def _filled(cell: Cell, expected: Iterable[dict], found: list[dict], keep: tuple[str, ...] = ()
-            ) -> list[dict[str, Any]]:
-    """A row for every expected combination, with `value`, `n` and `keep` where the run has them."""
-    labels, rows = _labels(cell), []
-    values: dict[tuple, dict] | None = None
-    for want in expected:
-        if values is None:
-            values = {tuple(row.get(key) for key in want): row for row in found}
-        row = values.get(tuple(want.values()), {})
-        rows.append(labels | want | {key: row.get(key) for key in ("value", "n", *keep)})
-    return rows
-
-
-def _accuracy(cell: Cell) -> list[dict[str, Any]]:
+def _accuracy(cell: Cell) -> pd.DataFrame:
     """Rows of Table 1: ceilings of a quantizer cell, both directions of an evaluation cell."""
     if cell.kind == "quantizer":
-        tasks = [("ceiling-real", "", IMAGE_METRICS), ("ceiling-reconstruction", "", IMAGE_METRICS)]
+        tasks = [(f"ceiling-{of}", "", IMAGE_METRICS) for of in ("real", "reconstruction")]
     else:
-        directions = cell.settings.stage2.directions
         tasks = [(task, decoding, metrics) for task, metrics in (("t2i", IMAGE_METRICS),
                                                                  ("i2t", CAPTION_METRICS))
-                 if directions in ("both", task) for decoding in DECODINGS]
+                 if cell.settings.stage2.directions in ("both", task) for decoding in DECODINGS]
     expected = [
-        {"task": task, "split": split, "decoding": decoding, "case": case, "metric": metric}
-        for task, decoding, metrics in tasks for split in SPLITS for case in CASES
-        for metric in metrics if (case, metric) != ("quad4", "empty")]  # no quadrant is empty
-    summary = cell.run().summary() or {"rows": []}
-    return _filled(cell, expected, summary["rows"], ("correct",))
+        (task, split, decoding, case, metric) for task, decoding, metrics in tasks
+        for split, case, metric in itertools.product(SPLITS, CASES, metrics)
+        if (case, metric) != ("quad4", "empty")]  # no quadrant is empty
+    return _rows(cell, expected, (cell.run().summary() or {}).get("rows", ()),
+                 ("task", "split", "decoding", "case", "metric"), ("correct",))
 
 
-def _reconstruction(cell: Cell) -> list[dict[str, Any]]:
+def _reconstruction(cell: Cell) -> pd.DataFrame:
     """Rows of Table 3; `codes` is K, `perceptual` names the perceptual distance."""
-    lines = (cell.run().summary() or {"reconstruction": []})["reconstruction"]
     metrics = ("codes_used", "perplexity", "l1", "perceptual")
     found = [{"task": "reconstruction", "case": "all", "split": line["split"], "metric": metric,
-              "value": line[metric], "n": line["n"]} for line in lines for metric in metrics]
-    expected = [{"task": "reconstruction", "case": "all", "split": split, "metric": metric}
-                for split in SPLITS for metric in metrics]
-    return [row | {"codes": cell.settings.stage1.codes}
-            for row in _filled(cell, expected, found)]
+              "value": line[metric], "n": line["n"]} for metric in metrics
+             for line in (cell.run().summary() or {}).get("reconstruction", ())]
+    expected = itertools.product(["reconstruction"], ["all"], SPLITS, metrics)
+    return _rows(cell, expected, found, ("task", "case", "split", "metric")).assign(
+        codes=cell.settings.stage1.codes)
 
 
-def _equivariance(cell: Cell) -> list[dict[str, Any]]:
+def _equivariance(cell: Cell) -> pd.DataFrame:
     """Rows of equation 2. Task `measure`: case = the measure; task `sweep`: case = shift in px.
 
     `n` counts compared grid cells. An empty kappa in a finished run means that one code covers
     everything: a collapsed codebook.
     """
-    summary = cell.run().summary() or {"equivariance": [], "sweep": []}
-    lines = [("measure", row["measure"], row) for row in summary["equivariance"]]
-    lines += [("sweep", str(row["shift"]), row) for row in summary["sweep"]]
-    metrics = ("agreement", "kappa", "feature_error")
-    found = [{"task": task, "case": case, "cells": row["cells"], "metric": metric,
-              "value": row[metric], "n": row["n"], "codes_used": row["codes_used"]}
-             for task, case, row in lines for metric in metrics]
+    summary, metrics = cell.run().summary() or {}, ("agreement", "kappa", "feature_error")
+    lines = [{"task": "measure", "case": line["measure"]} | line
+             for line in summary.get("equivariance", ())]
+    lines += [{"task": "sweep", "case": str(line["shift"])} | line
+              for line in summary.get("sweep", ())]
+    found = [line | {"metric": metric, "value": line[metric]}
+             for line in lines for metric in metrics]
     cases = [("measure", name) for name in MEASURES] + [("sweep", str(d)) for d in range(17)]
-    expected = [{"task": task, "case": case, "cells": kind, "metric": metric}
-                for task, case in cases for kind in CELLS for metric in metrics]
-    return _filled(cell, expected, found, ("codes_used",))
+    expected = [(*case, kind, metric) for case, kind, metric in itertools.product(
+        cases, CELLS, metrics)]
+    return _rows(cell, expected, found, ("task", "case", "cells", "metric"), ("codes_used",))

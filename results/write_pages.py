@@ -1,4 +1,6 @@
-"""Writes the generated parts of the pages from the committed tables: `python -m tevq.report.pages`.
+"""Writes the generated parts of the pages from the committed tables.
+
+Run it as `python results/write_pages.py`.
 
 A generated part stands between two marks in a Markdown file. Nothing in it is typed, and a test
 compares it with the tables.
@@ -8,25 +10,30 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # finds tevq when it is not installed
+
 from tevq import presets
 from tevq.config import SettingsError
 from tevq.grid import Grid, choose
 from tevq.report import claims, tables, views
-from tevq.report.claims import text
+from tevq.report.claims import LEARNED, MARGIN, Claim, text
+from tevq.report.stats import t_interval
+from tevq.report.tables import QUADS, select
 from tevq.runs.devices import ROOT
 from tevq.runs.run import open_run
 from tevq.runs.storage import write_atomically
 
 PRESET = "laptop"
-NAMES = ("table1", "table2", "table3", "equivariance", "stride")
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
-BEGIN, END = "<!-- {}: made by `python -m tevq.report.pages`, do not edit -->", "<!-- end of {} -->"
+BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
+END = "<!-- end of {} -->"
 SHORT = {  # a line of the README -> words of its claim
     "paints captions it never saw better": "text→image: te above sc, mean",
     "... by more than captions like those it saw": "never shows",
@@ -40,6 +47,25 @@ SHORT = {  # a line of the README -> words of its claim
     "keeps its codes when an item moves by whole strides (kappa)": "sc: grid",
     "keeps its features then (relative error; less is better)": "features",
 }
+VERDICTS = {  # they rest on our own uncertainty, the 95 % t-interval over seeds
+    "same direction": "our 95 % interval over seeds lies on the claim's side of 0",
+    "within the limit": "of a claim with a limit: the whole interval does not exceed it",
+    "opposite direction": "the interval lies on the other side of 0",
+    "above the limit": "of a claim with a limit: the whole interval exceeds it",
+    "no difference": f"two one-sided tests at 5 % place the mean within ±{MARGIN} (shares)",
+    "undecided": "none of these; or one seed; or a generator below "
+                 f"{LEARNED} even on combinations that training shows",
+    "missing": "no runs",
+}
+_KAPPA = {"task": "measure", "metric": "kappa", "cells": "foreground"}
+OVERVIEW = {  # the numbers that say most about a variant
+    "text→image": {"task": "t2i", "decoding": "sampled", "metric": "digit"},
+    "text→image, greedy": {"task": "t2i", "decoding": "greedy", "metric": "digit"},
+    "image→text": {"task": "i2t", "decoding": "sampled", "metric": "official_digit"},
+    "ceiling: reconstructions": {"task": "ceiling-reconstruction", "metric": "digit"},
+    "codes used": {"task": "reconstruction", "metric": "codes_used"},
+    "kappa, grid": {"case": "grid"} | _KAPPA, "kappa, context": {"case": "context"} | _KAPPA,
+}
 ANSWERS = {"same direction": "yes", "opposite direction": "no, the reverse"}  # else the verdict
 
 
@@ -52,17 +78,17 @@ def published_grid(preset: str = PRESET) -> Grid:
 
 def in_short(grid: Grid) -> str:
     """What was found, a line per question: every number and verdict comes from the tables."""
-    curve = claims.gain_over_training(grid) or ()
+    curve = gain_over_training(grid) or ()
     return answers([*claims.all_claims(_read(grid)), *curve[1:]])
 
 
-def answers(every: list[claims.Claim]) -> str:
+def answers(every: list[Claim]) -> str:
     """The claims of SHORT as questions with their answers."""
     found = {line: next((c for c in every if words in c.text and c.values), None)
              for line, words in SHORT.items()}
     rows = [{
         "Compared with `sc`, `te` ...": line, "Does it here?": ANSWERS.get(c.verdict, c.verdict)
-        + f", but within ±{claims.MARGIN}" * (c.small and c.verdict in ANSWERS),
+        + f", but within ±{MARGIN}" * (c.small and c.verdict in ANSWERS),
         "ours [95 % interval], seeds": f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
         f"{len(c.values)}", "paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"}
         for line, c in found.items() if c]
@@ -70,23 +96,23 @@ def answers(every: list[claims.Claim]) -> str:
         return "Nothing has run yet."
     return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
             "\n\n*Yes* and *no, the reverse*: our 95 % interval over seeds lies on that side of 0. "
-            f"*No difference*: {claims.VERDICTS['no difference']}. *Undecided*: neither.")
+            f"*No difference*: {VERDICTS['no difference']}. *Undecided*: neither.")
 
 
 def results(grid: Grid) -> str:
     """All results of a study: means, claims with their verdicts, why, and every table."""
     built = _read(grid)
-    family, curve = claims.family(built["table1"]), claims.gain_over_training(grid) or ()
+    family, curve = claims.family(built["table1"]), gain_over_training(grid) or ()
     every = [*claims.all_claims(built), *curve[1:]]
     parts = [f"*{views.caption(grid, built['table1'])}.*",
              "Digit accuracies on combinations never seen in training, means of Quad1–4:",
-             markdown(views.overview(built)),
+             markdown(overview(built)),
              "![Table 1 as a figure, beside the paper's numbers](figures/05_table1.png)",
              "![Images painted from held-out captions](figures/05_text_to_image_greedy.png)",
              "## Which claims hold here?",
-             "".join(f"* *{verdict}*: {words}\n" for verdict, words in claims.VERDICTS.items()),
+             "".join(f"* *{verdict}*: {words}\n" for verdict, words in VERDICTS.items()),
              markdown(claims.verdicts(every).set_index("claim")), primary(grid, built),
-             f"te − sc in every cell of Table 1. {family.attrs['floor']}",
+             f"te − sc in every cell of Table 1. {floor(family)}",
              markdown(family.set_index(["task", "case"]).map(_three))]
     if curve:
         parts += ["**Does the gain last?** Text→image on held-out validation scenes, mean of "
@@ -95,6 +121,14 @@ def results(grid: Grid) -> str:
     parts += [f"<details>\n<summary>{title}</summary>\n\n{markdown(view)}\n\n</details>"
               for title, view in details(built).items()]
     return "\n\n".join(parts)
+
+
+def floor(family: pd.DataFrame) -> str:
+    """Below which value no p of the table can go."""
+    seeds, tests = family.seeds.max(), family["p Holm"].count()
+    lowest = 2 / 2 ** max(1, seeds)
+    return (f"With {seeds} seeds the exact p cannot go below {lowest:.3f}, and Holm over {tests} "
+            f"tests not below {min(1, tests * lowest):.2f}, whatever the effect is.")
 
 
 def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
@@ -106,6 +140,61 @@ def primary(grid: Grid, built: dict[str, pd.DataFrame]) -> str:
             f"{claim.estimate:+.3f} over {len(claim.values)} seeds. Student's interval over seeds "
             f"{text(claim.interval)} decides. The hierarchical bootstrap over seeds and scenes, "
             f"{text(claims.bootstrap(grid))}, resamples few seeds and is too narrow.")
+
+
+def gain_over_training(grid: Grid, split: str = "val") -> tuple[pd.DataFrame, Claim] | None:
+    """te - sc of the learning curves, text->image, mean of Quad1-4: does the gain shrink?
+
+    A row per number of sequences: sc, te, gain, interval. The claim is the mean gain over the first
+    half of the training minus that over the second. None without curves of both.
+    """
+    curves = select(tables.learning(grid), split=split, scenes="full",
+                    stride=grid.settings.stage1.stride)
+    if not {"sc", "te"} <= set(curves.variant):
+        return None
+    found = curves.assign(y=curves[list(QUADS)].mean(axis=1)).pivot(
+        index="sequences", columns=["variant", "seed"], values="y")
+    gain = (found["te"] - found["sc"]).dropna(axis=1)
+    rows = pd.DataFrame({"sc": found["sc"].mean(axis=1), "te": found["te"].mean(axis=1),
+                         "gain": gain.mean(axis=1),
+                         "interval": [text(t_interval(line)) for line in gain.to_numpy()]})
+    first = gain.index <= gain.index.max() / 2
+    early, late = gain[first].mean(), gain[~first].mean()
+    return rows, Claim(
+        "the gain of te over sc shrinks with training (first half − second half)", "ours",
+        tuple(early - late), detail=" and ".join(
+            f"{half.mean():+.3f} {text(t_interval(half))}" for half in (early, late)))
+
+
+def overview(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per variant: accuracies (means over Quad1-4, held out), codes, equivariance."""
+    return views.plain(_means(_usual(built, built["table1"].source.iloc[0]), ["variant"]))
+
+
+def strides(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Table 4: sc and te at both strides. Accuracies are means over Quad1-4, held out.
+
+    The networks differ too (a coarser stride has one more level), and so do the shifts of `grid`
+    (multiples of the stride): compare the variants of one stride.
+    """
+    other = built["stride"]
+    usual = _usual(built, other.source.iloc[0]) if len(other) else other
+    parts = [usual[usual.variant.isin(other.variant)], other]
+    rows = pd.concat(sorted(parts, key=lambda part: part.stride.min())).astype({"stride": str})
+    return views.beside(_means(rows, ["stride", "variant"]))
+
+
+def _usual(built: dict[str, pd.DataFrame], source: str) -> pd.DataFrame:
+    """Tables 1, 3 and equivariance in one, of one source."""
+    return select(pd.concat([built[name] for name in ("table1", "table3", "equivariance")]),
+                  source=source)
+
+
+def _means(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The heads of the overview by key and seed; means over the cases Quad1-4."""
+    rows = rows[((rows.split == "test") | (rows.task == "measure")) & (rows.case != "center")]
+    return tables.wide(pd.concat([select(rows, **where).assign(metric=head)
+                                  for head, where in OVERVIEW.items()]), keys, list(OVERVIEW))
 
 
 def why(grid: Grid) -> list[str]:
@@ -141,7 +230,7 @@ def details(built: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
             views.reconstruction(built["table3"]),
         "Equivariance: agreement of codes beyond chance (kappa) when an item moves or its "
         "surroundings change": views.equivariance(built["equivariance"]),
-        STRIDES: views.strides(built),
+        STRIDES: strides(built),
     }
     left_out = {TABLE2: not (ran["table2"]["size"] == "third").any(), STRIDES: ran["stride"].empty}
     return {title: view for title, view in found.items() if not left_out.get(title)}
@@ -241,7 +330,7 @@ def _speed(folder: Path) -> str:
 
 
 def _read(grid: Grid) -> dict[str, pd.DataFrame]:
-    return {name: tables.read(grid, name) for name in NAMES}
+    return {name: tables.read(grid, name) for name in tables.NAMES}
 
 
 def _three(value: object) -> str:
