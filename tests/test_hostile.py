@@ -41,7 +41,8 @@ def code_that_runs_data(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("bad", [
-    "import pickle", "from joblib import load", "joblib.load(f)", "torch.load(f)", "torch.save(m, f)",
+    "import pickle", "from joblib import load", "joblib.load(f)", "torch.load(f)",
+    "torch.save(m, f)",
     "np.load(f, allow_pickle=True)", "eval(x)", "yaml.load(f)", "os.system(x)",
     "subprocess.run(x, shell=True)"])
 def test_the_search_finds_planted_faults(bad):
