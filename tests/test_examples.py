@@ -6,20 +6,20 @@ from small import tiny
 
 from tevq.data.captions import UNUSED
 from tevq.data.source import class_names
-from tevq.evaluate import examples
+from tevq.evaluate import evaluate
 from tevq.runs.run import open_run
 
 NUMBERS = class_names("mnist")
 
 
-def few(value: int, n: int = 3) -> examples.Painted:
+def few(value: int, n: int = 3) -> evaluate.Painted:
     """Examples in one flat colour each, (value, k, 255 - value), read as value + k."""
     images = torch.zeros(n, 3, 64, 64)
     for k in range(n):
         images[k] = torch.tensor([value, k, 255 - value])[:, None, None] / 127.5 - 1
     read = np.full((n, 4), UNUSED, dtype=np.uint8)
     read[:, 0] = value + np.arange(n)
-    return examples.Painted(images, read, read % 5)
+    return evaluate.Painted(images, read, read % 5)
 
 
 def test_pictures_come_back_as_they_were_kept(tmp_path):
@@ -31,23 +31,23 @@ def test_pictures_come_back_as_they_were_kept(tmp_path):
     kept = {split: {"scene": [0, 1, 2]} for split in ("test", "test_seen")}
     painted = {(split, decoding): few(40 * i + 20 * j, 4 - i) for i, split in enumerate(kept)
                for j, decoding in enumerate(("sampled", "greedy"))}
-    examples.save(run, kept, painted)
-    assert examples.load(cell, "test", tmp_path) is None  # the evaluation has not finished
+    evaluate.save_examples(run, kept, painted)
+    assert evaluate.load_examples(cell, "test", tmp_path) is None  # the evaluation has not finished
     run.finish({})
     for (split, decoding), part in painted.items():
-        found = examples.load_painted(cell, split, tmp_path, [2, 0], decoding)
+        found = evaluate.load_painted(cell, split, tmp_path, [2, 0], decoding)
         assert torch.allclose(found.images, part.images[[2, 0]], atol=1e-6)
         assert (found.label == part.label[[2, 0]]).all()
         assert (found.colour == part.colour[[2, 0]]).all() and found.label.dtype == np.uint8
-    assert examples.load_painted(cell, "val", tmp_path, [0]) is None
-    assert examples.load(cell, "test", tmp_path)["scene"] == [0, 1, 2]
-    (run.folder / examples.PICTURES).unlink()
-    assert examples.load_painted(cell, "test", tmp_path, [0]) is None
+    assert evaluate.load_painted(cell, "val", tmp_path, [0]) is None
+    assert evaluate.load_examples(cell, "test", tmp_path)["scene"] == [0, 1, 2]
+    (run.folder / evaluate.PICTURES).unlink()
+    assert evaluate.load_painted(cell, "test", tmp_path, [0]) is None
 
 
 def test_the_first_scenes_of_every_case():
     case = np.array([4, 0, 0, 1, 2, 3] + [0, 1, 2, 3, 4] * 4)
-    found = examples.first_of_each_case(case)
+    found = evaluate.first_of_each_case(case)
     assert case[found].tolist() == sorted(case[found].tolist()) == [k for k in range(5)
                                                                     for _ in range(4)]
     assert found[:4].tolist() == [1, 2, 6, 11] and found[-4:].tolist() == [0, 10, 15, 20]

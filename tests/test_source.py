@@ -22,7 +22,7 @@ from tevq.data import scenes
 from tevq.data import source as items
 from tevq.data.captions import Tokenizer, parse
 from tevq.data.source import SourceImages, cache_folder, data_root, load_source
-from tevq.evaluate import evaluate, examples
+from tevq.evaluate import evaluate
 from tevq.evaluate.evaluator import Evaluator, Generator
 from tevq.models import transformer
 from tevq.train import stage1, stage2
@@ -501,4 +501,4 @@ def test_a_study_of_own_pictures_with_other_classes_and_size(tmp_path, monkeypat
     made = Generator(cell, judged, transformer.load(cell, tmp_path))
     x = made.paint("the center is red thing11.", greedy=True)
     assert x.shape == (1, 3, 96, 96) and len(made.describe(-x.abs())) == 1
-    assert examples.load_painted(cell, "test", tmp_path, [0]).images.shape == (1, 3, 96, 96)
+    assert evaluate.load_painted(cell, "test", tmp_path, [0]).images.shape == (1, 3, 96, 96)

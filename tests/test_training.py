@@ -11,8 +11,8 @@ from small import FEATURES, tiny
 
 from tevq.config import SettingsError
 from tevq.data.source import SourceImages, load_source
+from tevq.evaluate import evaluate, evaluator
 from tevq.evaluate import evaluate as evaluation
-from tevq.evaluate import evaluator, examples
 from tevq.evaluate.equivariance import Probe
 from tevq.models import classifier as classifier_network
 from tevq.models import losses, transformer, vqgan
@@ -299,12 +299,12 @@ def test_evaluation_counts_every_scene_of_both_splits(trained):
     assert all(r["value"] == r["correct"] / r["n"] for r in rows)
     lines = gzip.decompress((run.folder / "scenes.csv.gz").read_bytes()).splitlines()
     assert len(lines) == 1 + 20
-    kept = examples.load(tiny(), "test", trained)
+    kept = evaluate.load_examples(tiny(), "test", trained)
     assert len(kept["t2i_greedy"]) == len(kept["scene"]) == 10
     judged = evaluator.Evaluator.load(tiny(), trained)
     for split, decoding in itertools.product(evaluation.SPLITS, evaluation.DECODINGS):
-        codes = torch.tensor(examples.load(tiny(), split, trained)[f"t2i_{decoding}"])
-        painted = examples.load_painted(tiny(), split, trained, range(10), decoding)
+        codes = torch.tensor(evaluate.load_examples(tiny(), split, trained)[f"t2i_{decoding}"])
+        painted = evaluate.load_painted(tiny(), split, trained, range(10), decoding)
         assert (painted.images - judged.decode(codes)).abs().mean() < 0.05  # 256 colours
 
 

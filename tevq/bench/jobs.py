@@ -1,5 +1,9 @@
 """The large jobs of notebook 07: training steps and sampling, ours and each peer's.
 
+The peers come from their own packages, built at our sizes (`pip install -e .[bench]`):
+taming-transformers (Esser et al. 2021), dalle-pytorch (P. Wang) and transformers (Hugging Face).
+(Notebook 07 builds vector-quantize-pytorch itself.)
+
 What a step costs does not depend on what is drawn: images are noise, captions and codes random.
 """
 
@@ -7,18 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from tevq.bench import cost, peers
+from tevq.bench import cost
 from tevq.bench.timing import OURS, Benchmark, Contender
 from tevq.config import Settings, Stage1Config
 from tevq.models import transformer
+from tevq.models.losses import Perceptual
 from tevq.models.sampling import generate_images
+from tevq.models.transformer import Transformer
+from tevq.models.vqgan import level_channels
 from tevq.runs.devices import Device
 from tevq.train import stage2
 from tevq.train.cuda_graph import CudaGraph
@@ -27,6 +36,9 @@ from tevq.train.stage1 import Learner
 GPT2, DALLE = "transformers GPT-2", "dalle-pytorch"
 TAMING, FAST = "taming, float32, default layout", "taming, bfloat16, channels_last"
 ADAM = {"lr": 1e-4, "betas": (0.5, 0.9)}  # its numbers change no time
+# what dalle-pytorch imports and does not use here: a tokenizer that no longer builds, and a module
+# that does not import beside pytorch-lightning 2
+UNUSED = ("youtokentome", "taming.models.vqgan", "webdataset")
 Step = Callable[[], Any]
 Twin = tuple[int, int, int]  # dim, depth, heads of a GPT-2 with about as many parameters as ours
 
@@ -77,7 +89,7 @@ def taming_step(s: Stage1Config, batch: int, where: Device, layout: torch.memory
                 model: nn.Module) -> Step:
     """Taming's update: without a discriminator one of its network, else as VQModel trains."""
     model, x = model.to(memory_format=layout), noise(batch, where, layout)
-    losses = peers.taming_losses(s, perceptual).to(where.device) if s.disc_weight else None
+    losses = taming_losses(s, perceptual).to(where.device) if s.disc_weight else None
     networks = [model, losses.discriminator] if losses else [model]
     optimizers = [torch.optim.Adam(network.parameters(), **ADAM) for network in networks]
 
@@ -110,7 +122,7 @@ def stage1_step(name: str, settings: Settings, where: Device, batch: int, losses
         if peer == FAST and where.dtype is torch.float32:
             made.missing[peer] = "this processor has no bfloat16 arithmetic"
             continue
-        add_peer(made, peer, partial(peers.Taming, s), on, "conv", partial(
+        add_peer(made, peer, partial(Taming, s), on, "conv", partial(
             taming_step, s, batch, on, layout, perceptual))
     return made
 
@@ -149,8 +161,8 @@ def stage2_peers(made: Benchmark, model: transformer.Transformer, where: Device,
                  works: dict[str, Callable], few: int = 0) -> Benchmark:
     """Adds every peer that has a target. works: name -> network -> its call; few: dalle's units."""
     plain = Device(where.device, torch.float32)
-    ways = {GPT2: (partial(peers.gpt2, model, *twin), where, 0),
-            DALLE: (partial(peers.dalle, model), plain, few)}
+    ways = {GPT2: (partial(gpt2, model, *twin), where, 0),
+            DALLE: (partial(dalle, model), plain, few)}
     for name in made.targets:
         builder, on, units = ways[name]
         add_peer(made, name, builder, on, "matmul", works[name], units)
@@ -194,3 +206,69 @@ def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin
         GPT2: lambda network: partial(network.to(where.dtype).eval().generate, text, **options),
         DALLE: lambda network: torch.inference_mode()(partial(network.eval(), text[:few], half)),
     }, few)
+
+
+class Taming(nn.Module):
+    """taming-transformers' encoder, quantizer and decoder, put together as its VQModel does.
+
+    VQModel itself does not import beside pytorch-lightning 2 (measured with 0.0.1). Its group norm
+    has 32 groups whatever the width, which narrow layers cannot have; they get ours.
+    """
+
+    def __init__(self, s: Stage1Config):
+        super().__init__()
+        from taming.modules.diffusionmodules import model as parts
+        from taming.modules.vqvae.quantize import VectorQuantizer
+
+        parts.Normalize = lambda channels: nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+        common = dict(ch=s.channels, out_ch=3, ch_mult=[w // s.channels for w in level_channels(s)],
+                      attn_resolutions=[64 // s.stride], in_channels=3, resolution=64,
+                      z_channels=s.code_dim)
+        self.encoder = parts.Encoder(**common, num_res_blocks=s.encoder_blocks, double_z=False)
+        # its decoder has one block more than it is told
+        self.decoder = parts.Decoder(**common, num_res_blocks=s.decoder_blocks - 1)
+        self.quantize = VectorQuantizer(s.codes, s.code_dim, beta=s.beta)
+        self.quant_conv = nn.Conv2d(s.code_dim, s.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(s.code_dim, s.code_dim, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images -> reconstructions, quantizer's loss."""
+        quantized, loss, _ = self.quantize(self.quant_conv(self.encoder(x)))
+        return self.decoder(self.post_quant_conv(quantized)), loss
+
+
+def taming_losses(s: Stage1Config, perceptual: Perceptual) -> nn.Module:
+    """taming-transformers' losses with another perceptual distance (its own is a download)."""
+    from taming.modules.losses import vqperceptual
+
+    class Distance(nn.Module):
+        def forward(self, x, y):
+            return perceptual(x, y)
+
+    vqperceptual.LPIPS = Distance
+    with contextlib.redirect_stdout(None):  # it prints
+        return vqperceptual.VQLPIPSWithDiscriminator(
+            disc_start=0, disc_num_layers=s.disc_layers, disc_ndf=s.disc_channels,
+            disc_weight=s.disc_weight, perceptual_weight=s.perceptual_weight)
+
+
+def dalle(ours: Transformer) -> nn.Module:
+    """dalle-pytorch's DALLE of the same sizes as ours, over a 16 x 16 grid of codes."""
+    for name in UNUSED:
+        sys.modules.setdefault(name, mock.MagicMock())
+    from dalle_pytorch import DALLE, DiscreteVAE
+
+    vae = DiscreteVAE(image_size=64, num_layers=2, num_tokens=ours.K, codebook_dim=8, hidden_dim=8)
+    return DALLE(dim=ours.row.shape[-1], vae=vae, num_text_tokens=ours.V, text_seq_len=ours.L,
+                 depth=ours.depth, heads=ours.heads, dim_head=ours.head_dim)
+
+
+def gpt2(ours: Transformer, dim: int, depth: int, heads: int) -> nn.Module:
+    """transformers' GPT-2, without dropout, as the others. (Its heads are dim / heads wide.)"""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=ours.V + ours.K, n_positions=ours.L + ours.N, n_embd=dim, n_layer=depth,
+        n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0,
+        eos_token_id=0))

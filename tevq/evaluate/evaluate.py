@@ -2,21 +2,31 @@
 
 Two kinds of run: `quantizer` needs Stage 1 only (Table 3, equivariance, ceilings), `evaluation`
 needs both stages (Tables 1 and 2). Both keep rows in `summary.json` with the counts behind every
-share; `evaluation` also keeps counts per scene (`scenes.csv.gz`) and examples (see `examples`).
+share. `evaluation` also keeps counts per scene (`scenes.csv.gz`) and what was painted and written
+for the first scenes of every case, chosen before any result was known: `examples.json.gz` has codes,
+captions and what the classifier reads, `examples.png` the painted images, one row per split and
+decoding, so that figures need no trained weights.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
 from tevq.config import Settings
 from tevq.data.scenes import CASES, Scenes, load_items, render
-from tevq.evaluate import equivariance, examples
+from tevq.evaluate import equivariance
 from tevq.evaluate.evaluator import CHUNK, Evaluator, encoded_split, join_scores, split_of
-from tevq.evaluate.metrics import DECODINGS, SPLITS, Score, by_case
+from tevq.evaluate.metrics import DECODINGS, SPLITS, Score, by_case, read_places
 from tevq.models import losses, transformer
 from tevq.models.quantizer import codebook_health
 from tevq.runs import devices
@@ -24,6 +34,8 @@ from tevq.runs.run import Run, open_run, parents
 from tevq.runs.storage import write_atomically
 
 PROBE_ITEMS = 100  # items drawn for the equivariance measures, at most
+PER_CASE = 4  # examples kept of every case
+RECORD, PICTURES = "examples.json.gz", "examples.png"
 
 
 def evaluate_quantizer(settings: Settings, results=None) -> Run:
@@ -77,7 +89,7 @@ def evaluate(settings: Settings, results=None) -> Run:
         # compressed to a twentieth; the same counts give the same bytes
         text = "\n".join([*lines, ""]).encode()
         write_atomically(run.folder / "scenes.csv.gz", gzip.compress(text, mtime=0))
-        examples.save(run, kept, painted)
+        save_examples(run, kept, painted)
         run.finish({"rows": rows, "seconds": time.monotonic() - began})
     return run
 
@@ -124,7 +136,7 @@ def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str
     options, seed = settings.evaluation, settings.seed
     scenes, _ = split_of(settings, split, options.scenes)
     truth = encoded_split(settings, split, evaluator, results)[: len(scenes)].long()
-    chosen = examples.first_of_each_case(scenes.case)
+    chosen = first_of_each_case(scenes.case)
     kept = {"scene": chosen.tolist(), "truth": truth[chosen].tolist()}
     columns = {"split": [split] * len(scenes), "scene": range(len(scenes)),
                "case": [CASES[case] for case in scenes.case]}
@@ -141,7 +153,7 @@ def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str
             codes = evaluator.text_to_image(model, scenes.caption, options, seed, greedy)
             count(evaluator.score_codes(codes, scenes), "t2i", decoding)
             kept[f"t2i_{decoding}"] = codes[chosen].tolist()
-            painted[split, decoding] = examples.paint(evaluator, codes[chosen], scenes.take(chosen))
+            painted[split, decoding] = painted_by(evaluator, codes[chosen], scenes.take(chosen))
         if settings.stage2.directions != "t2i":
             texts = evaluator.image_to_text(model, truth, options, seed, greedy)
             count(evaluator.score_texts(texts, scenes), "i2t", decoding)
@@ -155,3 +167,70 @@ def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
     return [labels | {"case": case, "metric": metric, "value": score.value,
                       "correct": score.correct, "n": score.n}
             for case, metrics in table.items() for metric, score in metrics.items() if score.n]
+
+
+class Painted(NamedTuple):
+    """Images that a generator painted, and what the classifier reads at every named place."""
+
+    images: torch.Tensor  # (n, 3, S, S) in [-1, 1]
+    label: np.ndarray  # (n, 4), 255 = unused
+    colour: np.ndarray
+
+
+def first_of_each_case(case: np.ndarray) -> np.ndarray:
+    """Positions (n,) of the first PER_CASE scenes of every case, in the order of the cases."""
+    return np.concatenate([np.flatnonzero(case == i)[:PER_CASE] for i in range(len(CASES))])
+
+
+def painted_by(evaluator: Evaluator, codes: torch.Tensor, scenes: Scenes) -> Painted:
+    """Codes (n, h, w) painted for `scenes` as images, and what is read in them."""
+    images = evaluator.decode(codes)
+    return Painted(images.cpu(), *read_places(images, scenes.place, evaluator.classifier.predict))
+
+
+def save_examples(run: Run, found: dict[str, dict[str, Any]],
+                  painted: dict[tuple[str, str], Painted]) -> None:
+    """Writes RECORD and PICTURES. `found`: per split; `painted`: per split and decoding."""
+    for (split, decoding), part in painted.items():
+        found[split] |= {f"t2i_{decoding}_label": part.label.tolist(),
+                         f"t2i_{decoding}_colour": part.colour.tolist()}
+    tree = {"rows": list(painted), "splits": found}
+    write_atomically(run.folder / RECORD, gzip.compress(json.dumps(tree).encode(), mtime=0))
+    if painted:
+        rows = pad_sequence([part.images for part in painted.values()], batch_first=True,
+                            padding_value=-1)  # (rows, n, 3, S, S); a small split lacks some
+        sheet = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 3, 1, 4, 2)
+        # with 256 colours: half the bytes, and the eye sees no difference
+        picture = Image.fromarray(sheet.flatten(2, 3).flatten(0, 1).numpy()).quantize(
+            256, dither=Image.Dither.NONE)
+        file = io.BytesIO()
+        picture.save(file, "PNG", optimize=True)
+        write_atomically(run.folder / PICTURES, file.getvalue())
+
+
+def load_examples(settings: Settings, split: str, results: str | None) -> dict[str, Any] | None:
+    """Codes, captions and readings of one split of a finished evaluation, or None."""
+    tree = _read_record(open_run(settings, "evaluation", results))
+    return tree and tree["splits"].get(split)
+
+
+def load_painted(settings: Settings, split: str, results: str | None, index: Sequence[int],
+                 decoding: str = "sampled") -> Painted | None:
+    """What was painted for the examples at `index`, or None when there is no picture of it."""
+    run = open_run(settings, "evaluation", results)
+    tree, path = _read_record(run), run.folder / PICTURES
+    if not tree or [split, decoding] not in tree["rows"] or not path.exists():
+        return None
+    with Image.open(path) as picture:
+        sheet = torch.from_numpy(np.array(picture.convert("RGB")))
+    size, index = settings.data.scene, list(index)
+    top = tree["rows"].index([split, decoding]) * size
+    row = sheet[top : top + size].view(size, -1, size, 3).permute(1, 3, 0, 2)  # (n, 3, S, S)
+    read = [np.array(tree["splits"][split][f"t2i_{decoding}_{what}"], dtype=np.uint8)[index]
+            for what in ("label", "colour")]
+    return Painted(row[index].float() / 127.5 - 1, *read)
+
+
+def _read_record(run: Run) -> dict[str, Any] | None:
+    path = run.folder / RECORD
+    return json.loads(gzip.decompress(path.read_bytes())) if run.done and path.exists() else None
