@@ -297,7 +297,7 @@ def official(grid: Grid) -> str:
     """What still differs between the official code, the paper and preset `paper`."""
     s = presets.load("paper", "te")
     words, first, second = vocabulary(class_names(s.data.source)), s.stage1, s.stage2
-    millions = transformer.build(s).parameter_count() / 1e6
+    millions = sum(p.numel() for p in transformer.build(s).parameters()) / 1e6
     rows = [
         ("Codes, K", "128", "at least 252 (Table 3)", first.codes),
         ("Scenes of Stage 1", "a set of its own, of unknown size", "300,000",

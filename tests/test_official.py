@@ -40,6 +40,10 @@ def small(**changes) -> Official:
     return Official(V, K, L, GRID, **{"dim": 32, "depth": 4, "heads": 2, "head_dim": 16, **changes})
 
 
+def size(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def batch(B: int = 3):
     """The first caption ends early, and is padded."""
     generator = torch.Generator().manual_seed(1)
@@ -125,12 +129,12 @@ def count(V: int, K: int, L: int, dim=256, depth=8, heads=8, head_dim=64) -> int
 def test_the_official_size_has_10_73_million_parameters():
     """Ours has 26,928 fewer: 39 words for 78 tokens, and 41 positions for 50."""
     assert count(78, 256, 50) == 10_728_832
-    assert Official(78, 256, 50, 16).parameter_count() == 10_728_832
+    assert size(Official(78, 256, 50, 16)) == 10_728_832
     ours = transformer.build(presets.load("paper", "te"))
     assert isinstance(ours, Official) and (ours.V, ours.K, ours.L, ours.h) == (39, 256, 41, 16)
     ids = (78 - 39) + (50 - 41)  # each: an embedding, a row of the head, a bias
     fewer = ids * (256 + 256 + 1) + (50 - 41) * 256
-    assert ours.parameter_count() == count(39, 256, 41) == 10_728_832 - fewer == 10_701_904
+    assert size(ours) == count(39, 256, 41) == 10_728_832 - fewer == 10_701_904
 
 
 def test_biases_and_scales_are_the_official_ones():
@@ -360,7 +364,7 @@ def test_the_official_classifier_is_a_resnet18_with_two_heads():
     labels, colours = model.eval()(torch.zeros(2, 3, 28, 28))
     assert labels.shape == (2, 10) and colours.shape == (2, 4)
     whole = 11_689_512  # torchvision's, with its head of 1,000 classes
-    assert sum(p.numel() for p in model.parameters()) == whole - 513 * 1000 + 513 * (10 + 4)
+    assert size(model) == whole - 513 * 1000 + 513 * (10 + 4)
     assert model.predict(torch.zeros(2, 3, 28, 28))[0].shape == (2,)
 
 
@@ -383,7 +387,7 @@ def trained(tmp_path_factory):
 def test_all_switches_train_and_evaluate(trained):
     s = tiny(**ALL)
     run = open_run(s, "stage2", trained)
-    assert run.done and run.summary()["parameters"] == transformer.build(s).parameter_count()
+    assert run.done and run.summary()["parameters"] == size(transformer.build(s))
     assert run.record["settings"]["stage2"]["architecture"] == "official"
     points = [row for row in run.metrics() if "probe" in row]
     assert {(row["probe"], row["task"]) for row in points} == {
