@@ -304,7 +304,7 @@ def official(grid: Grid) -> str:
          f"{s.data.train:,}, those of Stage 2"),
         ("Reconstruction loss", "L1", "L2", "L1"),
         ("Dropout within LPIPS", "on, by oversight", "–", "off"),
-        ("Held-out combinations", "unknown", "of one digit", "of ten digits, nine by our choice"),
+        ("Held-out combinations", "unknown", "one is printed", "of ten classes, nine by choice"),
         ("Captions", "files, by unknown templates", "one example",
          f"{len(TEMPLATES)} templates, {second.captions} in every epoch"),
         ("Digits in captions", "numerals", "words", s.data.words),
