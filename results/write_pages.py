@@ -20,7 +20,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # finds tevq when it 
 
 from tevq import presets
 from tevq.config import SettingsError
+from tevq.data.captions import LENGTH, TEMPLATES, vocabulary
+from tevq.data.source import class_names
 from tevq.grid import Grid, choose
+from tevq.models import transformer
 from tevq.report import claims, tables, views
 from tevq.report.claims import LEARNED, MARGIN, Claim, text
 from tevq.report.stats import t_interval
@@ -290,6 +293,42 @@ def sizes(grid: Grid) -> str:
     return markdown(pd.DataFrame(found))
 
 
+def official(grid: Grid) -> str:
+    """What still differs between the official code, the paper and preset `paper`."""
+    s = presets.load("paper", "te")
+    words, first, second = vocabulary(class_names(s.data.source)), s.stage1, s.stage2
+    millions = sum(p.numel() for p in transformer.build(s).parameters()) / 1e6
+    rows = [
+        ("Codes, K", "128", "at least 252 (Table 3)", first.codes),
+        ("Scenes of Stage 1", "a set of its own, of unknown size", "300,000",
+         f"{s.data.train:,}, those of Stage 2"),
+        ("Reconstruction loss", "L1", "L2", "L1"),
+        ("Dropout within LPIPS", "on, by oversight", "–", "off"),
+        ("Held-out combinations", "unknown", "one is printed", "of ten classes, nine by choice"),
+        ("Captions", "files, by unknown templates", "one example",
+         f"{len(TEMPLATES)} templates, {second.captions} in every epoch"),
+        ("Digits in captions", "numerals", "words", s.data.words),
+        ("Vocabulary", "78 BPE tokens; every word is one", "–", f"{len(words)} words"),
+        ("Tokens of a caption, at most", 50, "–", LENGTH),
+        ("Parameters of the generator", "10.66 M; 10.73 M at K = 256", "–", f"{millions:.2f} M"),
+        ("Ids of PAD while sampling", "can be drawn", "–", "cannot"),
+        ("Top k", "tenth of all logits: 25; 38 at K = 256", "–", s.evaluation.top_k),
+        ("A batch of Stage 2", "one update in each direction", "–",
+         {"both": "one update; directions take turns"}.get(second.directions, second.directions)),
+        ("Clipping of gradients", "on each GPU, before their mean", "–",
+         f"at {second.clip:g}, on one GPU"),
+        ("Classifier", "ResNet-18; pixels in [0, 1]", "99.5 %",
+         f"{s.classifier.architecture}; pixels in [-1, 1]"),
+        ("Its training", "AdamW, rate unknown", "–",
+         f"AdamW, one cycle up to {s.classifier.lr:g}, {s.classifier.steps:,} steps"),
+        ("Scored scenes", "half of the validation folder, while training", "3,000 for test",
+         f"{s.data.test:,} for test, after training"),
+        ("Precision", "float32", "–", f"{s.precision}: bfloat16 where there is any"),
+    ]
+    table = pd.DataFrame(rows, columns=["", "Official code", "Paper", "Preset `paper`"])
+    return markdown(table.set_index(""))
+
+
 def files(grid: Grid) -> str:
     """A line a module: the first sentence of its docstring."""
     package, lines = ROOT / "tevq", []
@@ -354,7 +393,7 @@ def _measured(grid: Grid, preset: str, kind: str) -> str:
 Part = Callable[[Grid], str]
 PAGES: dict[str, dict[str, Part]] = {
     "README.md": {"short": in_short},
-    "tevq/README.md": {"files": files, "presets": sizes, "scaling": scaling},
+    "tevq/README.md": {"files": files, "presets": sizes, "official": official, "scaling": scaling},
     "results/laptop/README.md": {"results": results},
     "results/benchmarks/README.md": {"speed": speed},
     "results/reliability.md": {"promises": promises},

@@ -36,7 +36,8 @@ def test_the_official_quantizer_has_the_published_cost():
     """28.1 GFLOP forward an image for the architecture of `paper`; a step is forward and twice that
     backward, the perceptual and adversarial losses come on top. Planted fault: forward only."""
     total = cost.stage1(presets.load("paper", "te", 0, {
-        "stage1.perceptual": "classifier", "stage1.disc_weight": 0.0, "classifier.width": 4}))
+        "stage1.perceptual": "classifier", "stage1.disc_weight": 0.0, "classifier.width": 4,
+        "classifier.architecture": "own"}))
     assert total == pytest.approx(3 * 28.1e9, rel=0.15)
 
 

@@ -74,6 +74,8 @@ class DataConfig:
     test: int = option(500, low=5)  # also the size of test_seen
     seed: int = option(0, low=0, high=MOST_SEED)  # of the scenes; the same for every run
     scene: int = option(64, low=32, high=512, neutral=64)  # pixels of a scene's side
+    # class words of digits in captions: two or (official) 2; other sources have names only
+    words: str = option("names", choices=("names", "numerals"), neutral="names")
 
     @property
     def word(self) -> str:
@@ -85,7 +87,8 @@ class DataConfig:
 class ClassifierConfig:
     """Digit and colour classifier that judges images and lends its features to the loss."""
 
-    width: int = option(16, low=4, high=128)
+    architecture: str = option("own", choices=("own", "resnet18"), neutral="own")
+    width: int = option(16, low=4, high=128)  # of our own architecture
     steps: int = option(1500, low=1)
     batch: int = option(128, low=2)
     lr: float = option(3e-3, low=1e-6, high=1.0)
@@ -125,6 +128,9 @@ class Stage1Config:
 class Stage2Config:
     """Decoder-only transformer over [text | image] and [image | text]."""
 
+    architecture: str = option("own", choices=("own", "official"), neutral="own")
+    # fixed: one caption a scene; fresh (official): another one of the same scene in every epoch
+    captions: str = option("fixed", choices=("fixed", "fresh"), neutral="fixed")
     dim: int = option(128, low=8)
     depth: int = option(4, low=1)
     heads: int = option(2, low=1)
@@ -294,6 +300,13 @@ def _check_combinations(settings: Settings) -> None:
             f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "
             "all be orthogonal (equation 5); use codes <= code_dim, or a variant without it"
         )
+    if stage1.perceptual == "classifier" and settings.classifier.architecture != "own":
+        raise SettingsError("stage1.perceptual = classifier needs classifier.architecture = own; "
+                            f"{settings.classifier.architecture} lends no features")
+    if settings.stage2.architecture == "official" and (
+            settings.stage2.window, settings.stage2.neighbours) != (1, 0):
+        raise SettingsError("stage2.architecture = official looks at single words and codes; add "
+                            "stage2.window=1, stage2.neighbours=0")
 
 
 def expand(path: str | Path) -> Path:

@@ -44,7 +44,7 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     for network, run in zip(networks, runs_of(grid), strict=True):
         network.load_state_dict(_read(run, grid.find("models")))
         network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    tokenizer = Tokenizer(class_names(settings.data.source))
+    tokenizer = Tokenizer(class_names(settings.data.source, settings.data.words))
     return Generator(settings, Evaluator(model, reader, tokenizer, device), generator)
 
 

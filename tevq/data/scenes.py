@@ -163,6 +163,20 @@ def _make(case: np.ndarray, draws: np.ndarray, pools, held_out_only: bool) -> Sc
     return Scenes(item, label, colour, place, case, caption)
 
 
+def fresh_captions(scenes: Scenes, classes: int, seed: int, epoch: int) -> np.ndarray:
+    """Other captions of the same scenes: uint8 (N, L), templates, words and order drawn anew.
+
+    The caption of scene i is a function of seed, epoch, i and what the scene shows.
+    """
+    count = SLOTS + captions.CHOICES  # random numbers a scene, divisible by 4
+    draws = _stream(f"captions/{seed}/{epoch}", 0, len(scenes) * count).reshape(-1, count)
+    # unused slots, which are last, stay last
+    keys = np.where(scenes.place == UNUSED, np.uint64(2**64 - 1), draws[:, :SLOTS])
+    order = np.argsort(keys, axis=1, kind="stable")
+    shown = (np.take_along_axis(x, order, 1) for x in (scenes.place, scenes.colour, scenes.label))
+    return captions.write(*shown, draws[:, SLOTS:], classes)
+
+
 def _identity(place, label_draws, colour_draws, classes: int, held_out_only: bool):
     """Classes and colours for places (n, 4): uniform class, then uniform colour among the allowed.
 

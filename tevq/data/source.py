@@ -109,9 +109,13 @@ def _made(kind: str, rest: str, size: int, root: Path) -> Source:
     return source
 
 
-def class_names(source: str) -> tuple[str, ...]:
-    """The class words of a source. Raises SettingsError for an unknown source."""
-    return find(source).names
+def class_names(source: str, words: str = "names") -> tuple[str, ...]:
+    """The class words of a source. Raises SettingsError for an unknown source.
+
+    words: "numerals" for 0 ... 9 in place of zero ... nine; other words stay.
+    """
+    names = find(source).names
+    return tuple("0123456789") if words == "numerals" and names == _NUMBERS else names
 
 
 def check_names(names: tuple[str, ...]) -> None:

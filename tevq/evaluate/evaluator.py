@@ -49,9 +49,10 @@ class Evaluator:
     def load(cls, settings: Settings, results=None, device: torch.device | str = "cpu"
              ) -> Evaluator:
         """With the trained VQGAN of a run and the classifier of its preset."""
+        names = class_names(settings.data.source, settings.data.words)
         return cls(vqgan.load(settings, results, device),
                    classifier.load(settings, results, device),
-                   Tokenizer(class_names(settings.data.source)), torch.device(device))
+                   Tokenizer(names), torch.device(device))
 
     def score_images(self, images: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
         """`metrics.IMAGE_METRICS` of images (N, 3, S, S) in [-1, 1] that should show `scenes`."""

@@ -66,7 +66,7 @@ def generate_images(model: Transformer, text: Tensor, seeds: Tensor, temperature
     check_options(temperature, top_k)
     with model.sampling(dtype):
         B, N = len(text), model.N
-        cache = model.cache(B)
+        cache = model.cache(B, text)
         codes = torch.zeros((B, N), dtype=torch.int64, device=text.device)
         x = model.embed_text(text)
         for step in range(N):

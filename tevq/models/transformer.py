@@ -248,8 +248,9 @@ class Transformer(nn.Module):
         PAD targets are ignored. Arguments as in `forward`.
         """
         text_logits, image_logits = self(text, codes, direction)
+        text_target = text[:, self.L - text_logits.shape[1] :]
         image_target = codes.flatten(1)[:, self.N - image_logits.shape[1] :]
-        text_loss = F.cross_entropy(text_logits.flatten(0, 1), text[:, 1:].flatten(),
+        text_loss = F.cross_entropy(text_logits.flatten(0, 1), text_target.flatten(),
                                     ignore_index=PAD)
         image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_target.flatten())
         given, generated = {"t2i": (text_loss, image_loss), "i2t": (image_loss, text_loss)}[
@@ -272,20 +273,28 @@ class Transformer(nn.Module):
             for layer in layers:
                 layer.cast = None
 
-    def cache(self, batch: int) -> Cache:
-        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs."""
+    def cache(self, batch: int, text: Tensor | None = None) -> Cache:
+        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs.
+
+        text: the captions (B, L) where they are given; other architectures look at them.
+        """
         shape = (batch, self.heads, self.L + self.N, self.head_dim)
         # on CPUs one query reads a bfloat16 cache three times more slowly, measured
         dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
         return Cache(self.depth, shape, dtype, self.row.device)
 
 
+ARCHITECTURES = {"own": Transformer}  # official.py adds the official one
+
+
 def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer:
     """A new transformer for the captions and codes of these settings; activations in `dtype`."""
     s, words = settings.stage2, vocabulary(class_names(settings.data.source))
     side = settings.data.scene // settings.stage1.stride  # h = w
-    return Transformer(len(words), settings.stage1.codes, LENGTH, side, s.dim, s.depth, s.heads,
-                       s.head_dim, window=s.window, neighbours=s.neighbours, dtype=dtype)
+    extras = {"window": s.window, "neighbours": s.neighbours} if s.architecture == "own" else {}
+    return ARCHITECTURES[s.architecture](
+        len(words), settings.stage1.codes, LENGTH, side, s.dim, s.depth, s.heads, s.head_dim,
+        dtype=dtype, **extras)
 
 
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Transformer:

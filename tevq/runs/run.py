@@ -37,8 +37,10 @@ PARTS = {  # the groups of settings that decide each kind of run
     "quantizer": ("data", "classifier", "stage1"),
 }
 UNUSED = {  # of the settings of the data, what changes nothing in a run
-    "classifier": ("train", "val", "test", "seed"),  # one classifier judges all scenes of a source
-    "stage1": ("val", "test"),
+    # one classifier judges all scenes of a source
+    "classifier": ("train", "val", "test", "seed", "words"),
+    "stage1": ("val", "test", "words"),
+    "quantizer": ("words",),
 }
 KEEP = 2  # checkpoints of an unfinished run
 TIME = "%Y-%m-%d %H:%M:%S"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tevq.config import Settings, Stage2Config
+from tevq.data.scenes import fresh_captions
+from tevq.data.source import class_names
 from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, encoded_split, split_of
 from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
@@ -48,7 +50,8 @@ class Trainer:
         run.start(where, parents(settings, "classifier", "stage1", results=results), items.sha256())
         codes = encoded_split(settings, "train", self.evaluator, results)
         self.codes = codes.to(where.device)
-        self.captions = torch.from_numpy(scenes.caption[: len(codes)]).to(where.device)
+        self.scenes = scenes.take(slice(0, len(codes)))
+        self.epoch, self.captions = -1, torch.from_numpy(self.scenes.caption).to(where.device)
         self.batches = Batches(len(codes), self.s.batch, settings.seed)
         devices.seed_everything(settings.seed)
         self.model = build(settings, where.dtype).to(where.device)
@@ -83,6 +86,11 @@ class Trainer:
         """One update in one direction: the direction, and what `update` returns."""
         direction = direction_of(step, self.s)
         index = self.batches[step].to(self.where.device, non_blocking=True)
+        if self.s.captions == "fresh" and self.epoch != self.batches.epoch:
+            self.epoch, seed = self.batches.epoch, self.settings.seed
+            classes = len(class_names(self.settings.data.source))
+            written = fresh_captions(self.scenes, classes, seed, self.epoch)
+            self.captions = torch.from_numpy(written).to(self.where.device)
         text, codes = self.captions[index].long(), self.codes[index].long()
         return direction, self.update(text, codes, direction)
 
