@@ -39,12 +39,12 @@ BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
 END = "<!-- end of {} -->"
 SHORT = {  # a line of the README -> words of its claim
     "paints captions it never saw better": "text→image: te above sc, mean",
-    "... by more than captions like those it saw": "never shows",
-    "... by a lead that shrinks while both train": "shrinks",
-    "... better than the best other baseline, too": "text→image: te above the best",
-    "... better on a coarser grid (stride 8), too": "text→image at stride",
-    "loses less when trained on a third of the scenes: Quad1, the paper's number": "image, Quad1)",
-    "... mean of Quad1–4, four times the scenes": "image, mean of Quad1–4)",
+    "has a larger lead on captions it never saw than on captions like those it saw": "never shows",
+    "has a lead that shrinks while both train": "shrinks",
+    "paints them better than the best other baseline, too": "text→image: te above the best",
+    "paints them better on a coarser grid (stride 8), too": "text→image at stride",
+    "loses less with a third of the training scenes (Quad1 only, as in the paper)": "image, Quad1)",
+    "loses less with a third of the training scenes (mean of Quad1–4)": "image, mean of Quad1–4)",
     "describes images it never saw better": "image→text: te above sc, mean",
     "uses fewer codes": "te uses fewer codes",
     "keeps its codes when an item moves by whole strides (kappa)": "sc: grid",
@@ -55,7 +55,8 @@ VERDICTS = {  # they rest on our own uncertainty, the 95 % t-interval over seeds
     "within the limit": "of a claim with a limit: the whole interval does not exceed it",
     "opposite direction": "the interval lies on the other side of 0",
     "above the limit": "of a claim with a limit: the whole interval exceeds it",
-    "no difference": f"two one-sided tests at 5 % place the mean within ±{MARGIN} (shares)",
+    "no difference": "an equivalence test (two one-sided tests at 5 %) shows that the mean lies "
+                     f"within ±{MARGIN}",
     "undecided": "none of these; or one seed; or a generator below "
                  f"{LEARNED} even on combinations that training shows",
     "missing": "no runs",
@@ -99,7 +100,8 @@ def answers(every: list[Claim]) -> str:
         return "Nothing has run yet."
     return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
             "\n\n*Yes* and *no, the reverse*: our 95 % interval over seeds lies on that side of 0. "
-            f"*No difference*: {VERDICTS['no difference']}. *Undecided*: neither.")
+            f"*Within ±{MARGIN}*: the sign is clear, but the effect is smaller than that. "
+            f"*No difference*: {VERDICTS['no difference']}. *Undecided*: none of these.")
 
 
 def results(grid: Grid) -> str:

@@ -1,4 +1,4 @@
-"""All notebooks of a grid, in order, each in a process of its own on a worker of Dask.
+"""All notebooks of a grid: which must run, in which order, each on a worker of Dask.
 
     01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06
 

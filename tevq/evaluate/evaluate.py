@@ -3,7 +3,7 @@
 Two kinds of run: `quantizer` needs Stage 1 only (Table 3, equivariance, ceilings), `evaluation`
 needs both stages (Tables 1 and 2). Both keep rows in `summary.json` with the counts behind every
 share. `evaluation` also keeps counts per scene (`scenes.csv.gz`) and what was painted and written
-for the first scenes of every case, chosen before any result was known: `examples.json.gz` has codes,
+for the first scenes of every case, chosen before any result was seen: `examples.json.gz` has codes,
 captions and what the classifier reads, `examples.png` the painted images, one row per split and
 decoding, so that figures need no trained weights.
 """

@@ -14,6 +14,7 @@ import torch
 
 from tevq.config import MOST_SEED, EvaluationConfig, Settings, SettingsError, digest
 from tevq.data.captions import CENTER, Tokenizer, parse
+from tevq.data.render import scene_size
 from tevq.data.scenes import CASES, Scenes, load_items, load_scenes, part_of, render
 from tevq.data.source import SourceImages, class_names
 from tevq.evaluate.metrics import (
@@ -119,13 +120,15 @@ def encode_scenes(model: VQGAN, scenes: Scenes, items: SourceImages, where) -> t
     In the precision of `where`: training sets are encoded as the VQGAN was trained.
     """
     kind = torch.uint8 if model.quantizer.K <= 256 else torch.int32
-    found, items = [], items.to(where.device)
+    items, side = items.to(where.device), scene_size(items.images.shape[-1]) // model.stride
+    # one tensor from the start: parts that are kept between large ones make the memory grow
+    found = torch.empty(len(scenes), side, side, dtype=kind)
     for start in range(0, len(scenes), CHUNK):
         x = render(scenes, items, slice(start, start + CHUNK))
         with where.autocast():
             codes = model.codes(x.contiguous(memory_format=torch.channels_last))
-        found.append(codes.to(kind))
-    return torch.cat(found).cpu()
+        found[start : start + CHUNK] = codes.to(kind)
+    return found
 
 
 def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=None

@@ -1,4 +1,4 @@
-"""One decoder-only transformer for both directions of text <-> image (paper, section 3.3).
+"""One decoder-only transformer for both directions of text <-> image (paper, sections 3.1 and 4).
 
 A sequence is a text block of L word tokens (BOS words EOS PAD...) and an image block of N = h*w
 codes in raster order: [text | image] for text -> image ("t2i"), [image | text] for image -> text

@@ -1,4 +1,4 @@
-"""Run folders: one per training or evaluation, named by its settings.
+"""Run folders, one per training or evaluation, named by its settings; and their checkpoints.
 
 `results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON
 object a line), `summary.json` (when finished) and `state/` (checkpoints, weights; not committed).
