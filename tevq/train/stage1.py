@@ -70,7 +70,7 @@ class Trainer:
             self.loop.seconds = time.monotonic() - began
             self.loop.save(0)  # the warm-up and k-means are not done again
         update = CudaGraph(learner.update, learner.where)
-        for step in self.loop:
+        for step in self.loop:  # which saves, looks for divergence and stops in time
             for optimizer in (learner.optimizer, learner.discriminator_optimizer):
                 set_rate(optimizer, s.lr * rate(s, step))
             adversarial = step >= s.disc_start and s.disc_weight > 0
