@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -159,11 +159,12 @@ def test_a_random_py_in_the_current_folder_is_not_taken_for_the_module(tmp_path,
     subprocess.run(words, cwd=tmp_path, env=execute.environment(), check=True)
 
 
-def test_what_cannot_be_rendered_fails_in_one_line(tmp_path, folder, monkeypatch, capsys):
-    """Planted fault: the last line of a traceback for a reason."""
+def test_work_is_kept_when_its_page_cannot_be_made(tmp_path, folder, monkeypatch, capsys):
+    """Planted faults: the last line of a traceback for a reason; a failure; executed again."""
     def fail(*words):
         raise ValueError("told\n  so")
 
+    page = execute._page
     monkeypatch.setattr(execute, "_page", fail)
     monkeypatch.setattr(execute, "_follow_parent", lambda: None)
     for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR",
@@ -172,9 +173,15 @@ def test_what_cannot_be_rendered_fails_in_one_line(tmp_path, folder, monkeypatch
     (tmp_path / "logs").mkdir()
     monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(job(folder, tmp_path))),
                                       tempfile.mkdtemp(prefix="tevq-")])
-    assert execute.main() == 1
-    assert capsys.readouterr().out.strip().split("\n")[-1] == "ValueError: told so"
+    assert execute.main() == 0
+    said = capsys.readouterr().out.strip().split("\n")[-1]
+    assert said == "no web page: ValueError: told so"
     assert json.loads((tmp_path / "notebooks/01.ipynb").read_text())["cells"]
+    monkeypatch.setattr(execute, "_page", page)
+    monkeypatch.setattr(execute, "_execute", fail)
+    again = replace(job(folder, tmp_path), page_only=True)
+    monkeypatch.setattr(sys, "argv", ["", json.dumps(asdict(again)), ""])
+    assert execute.main() == 0 and (tmp_path / "notebooks/01.html").exists()
 
 
 def test_formulas_become_mathml_and_code_does_not():

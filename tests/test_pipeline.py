@@ -135,7 +135,10 @@ def test_missing_outputs_run_again(tmp_path, folder, launched):
     pipeline.run(pipeline.plan(grid(tmp_path), folder=folder))
     made = pipeline.plan(grid(tmp_path), folder=folder)
     made.jobs["05_evaluation"].copy.with_suffix(".html").unlink()
-    assert "05_evaluation.html is missing" in why(tmp_path, folder, "05_evaluation")
+    assert why(tmp_path, folder, "05_evaluation") == pipeline.PAGE
+    assert why(tmp_path, folder, "06_discussion") == ""  # nothing is executed for a page
+    made.jobs["05_evaluation"].copy.unlink()
+    assert "05_evaluation.ipynb is missing" in why(tmp_path, folder, "05_evaluation")
     assert why(tmp_path, folder, "06_discussion") == "after 05_evaluation"
     forced = pipeline.plan(grid(tmp_path), "05", force=True, folder=folder)
     assert [node.label for node in forced.to_run] == ["05_evaluation"]

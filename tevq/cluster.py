@@ -194,6 +194,8 @@ def work(job: Job, *needed: Outcome) -> Outcome:
 def _execute(job: Job, stopped: Any) -> Outcome:
     """Executes a notebook, and keeps a record of what it was made from and wrote."""
     home, began = Path(job.home), time.time()
+    if job.page_only:
+        return execute.launch(job, stopped)
     job.record.unlink(missing_ok=True)
     outcome = execute.launch(job, stopped)
     if outcome.status == "done":

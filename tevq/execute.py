@@ -31,6 +31,7 @@ UNFINISHED = ("stopped", "not started")  # outcomes after which the same command
 # Variables of the user that would change what a kernel runs, checks or draws; prefixes
 LEAKING = ("JUPYTER", "IPYTHON", "PYTHONSTARTUP", "PYTHONIOENCODING", "PYTHONOPTIMIZE",
            "PYTHONWARNINGS", "PYTHONINSPECT", "MPLBACKEND", "MATPLOTLIBRC")
+NO_PAGE = "no web page: "  # begins the line about a page that could not be made
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Job:
     variables: dict[str, str] = field(default_factory=dict)  # of the environment, for the kernel
     gpus: list[str] = field(default_factory=list)  # of the machine, for its workers in turn
     signal: str = ""  # a file that is there as long as the command wants work
+    page_only: bool = False  # it has been executed; only its web page is missing
 
     @property
     def copy(self) -> Path:
@@ -102,7 +104,7 @@ def launch(job: Job, stopped: Callable[[], bool]) -> Outcome:
         last = f"killed by {signal.Signals(-code).name}; most often out of memory"
     if code:
         return Outcome("failed", seconds, last or f"exit code {code}")
-    return Outcome("done", seconds)
+    return Outcome("done", seconds, last if last.startswith(NO_PAGE) else "")
 
 
 def environment() -> dict[str, str]:
@@ -124,7 +126,7 @@ def main() -> int:
     threading.Thread(target=_follow_parent, daemon=True).start()
     job = Job(**json.loads(sys.argv[1]))
     try:
-        _write(_execute(job, Path(sys.argv[2])), job)
+        notebook = _read(job) if job.page_only else _write(_execute(job, Path(sys.argv[2])), job)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -133,6 +135,12 @@ def main() -> int:
         print(describe(error))
         late = getattr(error, "ename", "") == budget.OutOfTimeError.__name__
         return budget.EXIT_CODE if late else 1
+    try:
+        page = _page(notebook, f"{job.label} ({job.parameters['preset']})")
+        write_atomically(job.copy.with_suffix(".html"), page.encode())
+    except Exception as error:  # the work is done; the next command makes the page alone
+        traceback.print_exc()
+        print(f"{NO_PAGE}{describe(error)}")
     return 0
 
 
@@ -172,8 +180,15 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _write(notebook, job: Job) -> None:
-    """The executed copy, without paths of this machine and times of cells, and its page."""
+def _read(job: Job):
+    """The executed copy."""
+    import nbformat
+
+    return nbformat.read(job.copy, as_version=4)
+
+
+def _write(notebook, job: Job):
+    """Writes the executed copy, without paths of this machine and times of cells; returns it."""
     import nbformat
 
     record = notebook.metadata.pop("papermill", {})
@@ -183,9 +198,9 @@ def _write(notebook, job: Job) -> None:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
     write_atomically(job.copy, nbformat.writes(notebook).encode())
-    page = _page(notebook, f"{job.label} ({job.parameters['preset']})")
-    write_atomically(job.copy.with_suffix(".html"), page.encode())
+    job.copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier copy
     job.log.with_suffix(".ipynb").unlink(missing_ok=True)
+    return notebook
 
 
 # nbconvert's page fetches MathJax, mermaid and require.js. Read without a network it would show

@@ -33,6 +33,7 @@ from tevq.runs import budget
 from tevq.runs.storage import read_json, write_atomically
 
 FOLDER = config.ROOT / "notebooks"
+PAGE = "its web page is missing"  # the only reason that needs no execution
 _ALL = {"preset": "smoke", "overrides": "", "results": ""}
 _LISTS = _ALL | {"variants": "", "seeds": "", "tables": ""}
 _ONE = _ALL | {"variant": "te", "seed": 0}
@@ -182,15 +183,15 @@ def _reason(made: Plan, node: Node) -> str:
     found = record["made_from"]
     if changed := [part for part, wanted in job.made_from.items() if found.get(part) != wanted]:
         return f"changed: {', '.join(changed)}"
-    for file in (job.copy, job.copy.with_suffix(".html"), *record["files"]):
+    for file in (job.copy, *record["files"]):
         if not (path := Path(job.home, file)).exists():
             return f"{relpath(path)} is missing"
     for need in node.needs:
-        if made.reasons.get(need):
+        if made.reasons.get(need, "") not in ("", PAGE):
             return f"after {need}"
         if read_json(made.jobs[need].record).get("finished", 0) > record["finished"]:
             return f"older than {need}"
-    return ""
+    return "" if job.copy.with_suffix(".html").exists() else PAGE
 
 
 def run(made: Plan, jobs: int = 0, until: float = math.inf, scheduler: str = "",
@@ -232,6 +233,7 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
         f"started {event[1]}, log {relpath(made.jobs[event[1]].log)}"))
     for node in made.to_run:
         job = replace(made.jobs[node.label], gpus=pool.gpus, signal=str(signal),
+                      page_only=made.reasons[node.label] == PAGE,
                       variables=common | pool.threads(made.widths[node.label]))
         futures[node.label] = client.submit(
             cluster.work, job, *(futures[need] for need in node.needs if need in futures),
