@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +184,7 @@ def _reason(made: Plan, node: Node) -> str:
         return f"changed: {', '.join(changed)}"
     for file in (job.copy, *record["files"]):
         if not (path := Path(job.home, file)).exists():
-            return f"{relpath(path)} is missing"
+            return f"{shown(path)} is missing"
     for need in node.needs:
         if made.reasons.get(need, "") not in ("", PAGE):
             return f"after {need}"
@@ -230,7 +229,7 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
     if left < math.inf:
         common[budget.VARIABLE] = str(time.time() + left - cluster.CLOSING_SECONDS)
     client.subscribe_topic(str(signal), lambda event: print(
-        f"started {event[1]}, log {relpath(made.jobs[event[1]].log)}"))
+        f"started {event[1]}, log {shown(made.jobs[event[1]].log)}"))
     for node in made.to_run:
         job = replace(made.jobs[node.label], gpus=pool.gpus, signal=str(signal),
                       page_only=made.reasons[node.label] == PAGE,
@@ -270,12 +269,17 @@ def summary(made: Plan, outcomes: dict[str, Outcome], seconds: float) -> str:
     counts.update(outcome.status for outcome in outcomes.values())
     lines = [", ".join(f"{count} {status}" for status, count in counts.items())
              + f" in {timedelta(seconds=round(seconds))}"]
-    lines += [f"failed: {label}: {outcome.text}; log {relpath(made.jobs[label].log)}"
+    lines += [f"failed: {label}: {outcome.text}; log {shown(made.jobs[label].log)}"
               for label, outcome in outcomes.items() if outcome.status == "failed"]
     if counts.keys() & set(execute.UNFINISHED):
         lines.append("stopped before the end; the same command goes on")
     own, theirs = made.grid.folder, config.PUBLISHED / made.grid.preset
-    lines.append(f"results: {relpath(own)}/notebooks/*.html, tables/*.csv, figures/*.png")
+    lines.append(f"results: {shown(own)}/notebooks/*.html, tables/*.csv, figures/*.png")
     if own != theirs and any(own.glob("tables/*.csv")) and any(theirs.glob("tables/*.csv")):
-        lines.append(f"compare: {relpath(own)}/tables with the published {relpath(theirs)}/tables")
+        lines.append(f"compare: {shown(own)}/tables with the published {shown(theirs)}/tables")
     return "\n".join(lines)
+
+
+def shown(path: Path) -> Path:
+    """A path as seen from the current folder, if it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
