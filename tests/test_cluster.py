@@ -265,3 +265,12 @@ def test_a_refused_job_is_one_line(tmp_path, folder, slurm, capsys):
     err = capsys.readouterr().err
     assert "sbatch: error: no such partition" in err
     assert err.count("\n") == 1 and not (tmp_path / "job").exists()
+
+
+def test_a_container_that_may_use_one_core_runs_one_notebook_at_a_time(monkeypatch):
+    """joblib knows affinity and a container's quota. Planted fault: `os.cpu_count`."""
+    import joblib
+
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    with cluster.workers() as pool:
+        assert (pool.jobs, pool.cores) == (1, 1)
