@@ -19,7 +19,7 @@ from small import TINY
 
 from tevq import notebook
 from tevq.data.captions import Clause
-from tevq.evaluate import examples
+from tevq.evaluate import evaluate
 from tevq.evaluate.evaluator import split_of
 from tevq.grid import choose
 from tevq.report import stats, style, tables
@@ -131,16 +131,16 @@ def test_rows_of_the_painted_examples(execute, tmp_path, monkeypatch):
     """Planted faults: the decoding is ignored; a missing run drawn, or not named; other scenes."""
     small = choose("smoke", "cb,sc,te", "0,1", "", TINY, str(tmp_path))
     scenes, asked = split_of(small.settings, "test")[0], []
-    kept = examples.first_of_each_case(scenes.case)
+    kept = evaluate.first_of_each_case(scenes.case)
 
     def load_painted(settings, split, results, index, decoding):
         asked.append((settings.variant, settings.seed, decoding))
         part = scenes.take(kept[index])
-        painted = examples.Painted(torch.zeros(len(index), 3, 64, 64), part.label, part.colour)
+        painted = evaluate.Painted(torch.zeros(len(index), 3, 64, 64), part.label, part.colour)
         return painted if settings.variant != "cb" else None
 
-    monkeypatch.setattr(examples, "load", lambda *_: {"scene": kept.tolist()})
-    monkeypatch.setattr(examples, "load_painted", load_painted)
+    monkeypatch.setattr(evaluate, "load_examples", lambda *_: {"scene": kept.tolist()})
+    monkeypatch.setattr(evaluate, "load_painted", load_painted)
     names, figures = execute("05_evaluation", tmp_path, variants="cb,sc,te", seeds="0,1",
                              overrides=TINY)
     assert {decoding for *_, decoding in asked} == {"sampled", "greedy"}
