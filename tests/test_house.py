@@ -25,7 +25,7 @@ TOP = {"bench": set(), "pipeline": {"__main__", "notebook"}, "pretrained": {"__m
 PAPER = ("models/quantizer", "models/vqgan", "models/losses", "models/transformer",
          "train/stage1", "train/stage2")
 GOAL = 6_000  # lines; `tevq/README.md` says what stands in the way
-LIMITS = {"lines": 7_900, "modules": 45, "subpackages": 8, "chain": 9, "file": 350,
+LIMITS = {"lines": 8_450, "modules": 47, "subpackages": 8, "chain": 9, "file": 350,
           "function": 45, "paper": 1_200}
 
 
