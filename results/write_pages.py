@@ -33,6 +33,7 @@ from tevq.runs.run import open_run
 from tevq.runs.storage import write_atomically
 
 PRESET = "laptop"
+LARGER = ("gpu", "plain")  # presets shown beside it once they have run
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
 BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
@@ -81,21 +82,33 @@ def published_grid(preset: str = PRESET) -> Grid:
 
 
 def in_short(grid: Grid) -> str:
-    """What was found, a line per question: every number and verdict comes from the tables."""
-    curve = gain_over_training(grid) or ()
-    return answers([*claims.all_claims(_read(grid)), *curve[1:]])
+    """What was found, a line per question: every number and verdict comes from the tables.
+
+    Other presets whose tables are committed have a column each.
+    """
+    there = [name for name in LARGER if (ROOT / "results" / name / "tables/table1.csv").exists()]
+    return answers(_claims(grid), {name: _claims(published_grid(name)) for name in there})
 
 
-def answers(every: list[Claim]) -> str:
-    """The claims of SHORT as questions with their answers."""
-    found = {line: next((c for c in every if words in c.text and c.values), None)
-             for line, words in SHORT.items()}
-    rows = [{
-        "Compared with `sc`, `te` ...": line, "Does it here?": ANSWERS.get(c.verdict, c.verdict)
-        + f", but within ±{MARGIN}" * (c.small and c.verdict in ANSWERS),
-        "ours [95 % interval], seeds": f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
-        f"{len(c.values)}", "paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"}
-        for line, c in found.items() if c]
+def _claims(grid: Grid) -> list[Claim]:
+    """All claims of a study, that about its learning curves too."""
+    return [*claims.all_claims(_read(grid)), *(gain_over_training(grid) or ())[1:]]
+
+
+def answers(every: list[Claim], larger: dict[str, list[Claim]] | None = None) -> str:
+    """The claims of SHORT as questions with their answers; `larger`: those of other presets."""
+    rows = []
+    for line, words in SHORT.items():
+        if not (c := _find(every, words)):
+            continue
+        rows.append({
+            "Compared with `sc`, `te` ...": line,
+            "Does it here?": ANSWERS.get(c.verdict, c.verdict)
+            + f", but within ±{MARGIN}" * (c.small and c.verdict in ANSWERS),
+            "ours [95 % interval], seeds": _interval(c)}
+            | {f"preset `{name}`": _interval(_find(found, words))
+               for name, found in (larger or {}).items()}
+            | {"paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"})
     if not rows:
         return "Nothing has run yet."
     return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
@@ -104,11 +117,21 @@ def answers(every: list[Claim]) -> str:
             f"*No difference*: {VERDICTS['no difference']}. *Undecided*: none of these.")
 
 
+def _find(every: list[Claim], words: str) -> Claim | None:
+    return next((c for c in every if words in c.text and c.values), None)
+
+
+def _interval(c: Claim | None) -> str:
+    """Mean, interval and number of seeds of a claim; a dash without runs."""
+    return "–" if c is None else (f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
+                                  f"{len(c.values)}")
+
+
 def results(grid: Grid) -> str:
     """All results of a study: means, claims with their verdicts, why, and every table."""
     built = _read(grid)
     family, curve = claims.family(built["table1"]), gain_over_training(grid) or ()
-    every = [*claims.all_claims(built), *curve[1:]]
+    every = _claims(grid)
     parts = [f"*{views.caption(grid, built['table1'])}.*",
              "Digit accuracies on combinations never seen in training, means of Quad1–4:",
              markdown(overview(built)),

@@ -19,7 +19,8 @@ LAYERS = (("config", "presets", "grid"), ("runs",), ("data",), ("models",), ("ev
           ("train",), ("report",))
 BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first layer
 # On top: they import what they like, and no layer imports them. Values: who may import them.
-TOP = {"bench": set(), "pipeline": {"__main__", "notebook"}, "pretrained": {"__main__"},
+TOP = {"bench": {"lease"}, "lease": {"__main__"},
+       "pipeline": {"__main__", "notebook", "lease"}, "pretrained": {"__main__"},
        "cluster": {"pipeline"}, "execute": {"pipeline", "cluster"},
        "notebook": set(), "__main__": set(), "__init__": set()}
 PAPER = ("models/quantizer", "models/vqgan", "models/losses", "models/transformer",

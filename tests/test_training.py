@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import time
 
 import pytest
@@ -342,3 +343,44 @@ def test_classifier_learns_and_probe_is_fixed(tmp_path):
     assert summary["colour_accuracy"] > 0.9 and summary["label_accuracy"] > 0.3  # chance is 0.1
     items = load_source("digits", "test")
     assert torch.equal(Probe(items, 5, 0).at(2, 2), Probe(items, 5, 0).at(2, 2))
+
+
+def test_until_ends_stage_2_early_and_the_rate_falls_from_there(tmp_path, monkeypatch):
+    """Planted faults: sampled images or held-out scenes watched; the rate not falling at once;
+    the new end forgotten by a resumed training."""
+    settings = tiny(**{"stage2.until": 0.5, "stage2.steps": 60, "stage2.probe_every": 5})
+    stage1.train(settings, tmp_path)
+    probe, asked, rates = stage2.Trainer.probe, [], []
+
+    def scripted(self):
+        """Only at step 15 the watched point is good; all other points always are."""
+        asked.append(0)
+        points = probe(self)
+        for point in points:
+            watched = (point["probe"], point["task"]) == ("val_seen", stage2.GREEDY)
+            good = not watched or len(asked) >= 3
+            point |= {f"quad{n}": 0.6 * good for n in (1, 2, 3, 4)}
+        return points
+
+    def set_rate(optimizer, rate):
+        rates.append(rate)
+
+    monkeypatch.setattr(stage2.Trainer, "probe", scripted)
+    monkeypatch.setattr(stage2, "set_rate", set_rate)
+    with monkeypatch.context() as inner:
+        kill_at(inner, 20)
+        with pytest.raises(Killed):
+            stage2.train(settings, tmp_path)
+    run = stage2.train(settings, tmp_path)
+    end = 2 + math.ceil((15 - 2) / 0.6)  # of 2 warm-up steps; constant until 60 %, then down
+    assert run.summary()["steps"] == end == run.metrics()[-1]["step"]
+    adam = rates[1::2]  # muon and adam take turns
+    peak = settings.stage2.lr
+    assert len(adam) == end and adam[15] == peak > adam[16] > adam[-1] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"stage2.schedule": "constant"}, {"stage2.probe_scenes": 0},
+                                   {"stage2.directions": "i2t"}])
+def test_until_without_what_it_watches_is_refused(wrong):
+    with pytest.raises(SettingsError, match="stage2.until watches painted images"):
+        tiny(**{"stage2.until": 0.9} | wrong)

@@ -142,6 +142,9 @@ class Stage2Config:
     target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
     fraction: float = option(1.0, low=1e-3, high=1.0)  # share of the training scenes (Table 2)
     steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns
+    # if above 0: `steps` is the most, and the learning rate falls as soon as greedy images of
+    # combinations that training shows (val_seen) have this share of right digits
+    until: float = option(0.0, low=0.0, high=1.0, neutral=0.0)
     batch: int = option(32, low=1)
     optimizer: str = option("muon", choices=("muon", "adam"))  # muon: for the blocks' matrices
     muon_lr: float = option(0.01, low=1e-7, high=1.0)
@@ -303,6 +306,11 @@ def _check_combinations(settings: Settings) -> None:
     if stage1.perceptual == "classifier" and settings.classifier.architecture != "own":
         raise SettingsError("stage1.perceptual = classifier needs classifier.architecture = own; "
                             f"{settings.classifier.architecture} lends no features")
+    if settings.stage2.until and (settings.stage2.schedule != "linear"
+                                  or settings.stage2.directions == "i2t"
+                                  or not settings.stage2.probe_scenes):
+        raise SettingsError("stage2.until watches painted images of the learning curve; it needs "
+                            "stage2.schedule = linear, directions = both or t2i, probe_scenes > 0")
     if settings.stage2.architecture == "official" and (
             settings.stage2.window, settings.stage2.neighbours) != (1, 0):
         raise SettingsError("stage2.architecture = official looks at single words and codes; add "

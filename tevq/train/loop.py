@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -48,7 +49,9 @@ class Loop:
             print(f"{self.run.name}: going on at step {self.start:,} of {self.total:,}")
         if self.start < self.total and self.deadline.near():
             raise self._out_of_time(self.start)
-        for step in range(self.start, self.total):
+        for step in itertools.count(self.start):
+            if step >= self.total:  # which may have changed on the way
+                return
             self.step = step
             yield step
             done, last = step + 1, step + 1 == self.total

@@ -24,6 +24,7 @@ LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both dire
 LOGGED = ("loss", "text_loss", "image_loss")
 DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
 PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
+GREEDY = "t2i_greedy"  # its task where `until` is set
 
 
 def train(settings: Settings, results=None) -> Run:
@@ -58,26 +59,33 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, self.s)
         self.update = CudaGraph(partial(update, self.model, self.optimizers, self.s), where)
         self.probes = {split: split_of(settings, split, self.s.probe_scenes) for split in PROBES}
+        self.end = torch.nn.Module()  # a buffer, because `until` makes it part of the state
+        self.end.register_buffer("steps", torch.tensor(self.s.steps))
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         s, peaks = self.s, {"muon": self.s.muon_lr, "adam": self.s.lr}
-        loop = Loop(self.run, {"model": self.model} | self.optimizers, s.steps)
+        loop = Loop(self.run, {"model": self.model} | self.optimizers
+                    | ({"end": self.end} if s.until else {}), s.steps)
+        loop.total = int(self.end.steps)
         for step in loop:
-            share = schedule(s.schedule, step, s.steps, s.warmup_steps)
+            share = schedule(s.schedule, step, loop.total, s.warmup_steps)
             for name, optimizer in self.optimizers.items():
                 set_rate(optimizer, peaks[name] * share)
             direction, metrics = self.step(step)
             loop.watch(*metrics.values())
-            last, sequences = step + 1 == s.steps, (step + 1) * self.batches.batch
+            last, sequences = step + 1 == loop.total, (step + 1) * self.batches.batch
             if (step + 1) % LOG_EVERY == 0 or last:
                 loop.log(direction=direction, sequences=sequences,
                          **{name: metrics[name] for name in LOGGED})
             if s.probe_scenes and ((step + 1) % s.probe_every == 0 or last):
                 for point in self.probe():
                     loop.log(**point, sequences=sequences)
-        self.run.finish({"seconds": loop.seconds, "steps": s.steps,
-                         "sequences": s.steps * self.batches.batch,
+                    if loop.total == s.steps and learned(point, s.until):
+                        loop.total = min(s.steps, falling_end(step + 1, s.warmup_steps))
+                        self.end.steps.fill_(loop.total)
+        self.run.finish({"seconds": loop.seconds, "steps": loop.total,
+                         "sequences": loop.total * self.batches.batch,
                          "training_scenes": self.batches.n,
                          "parameters": sum(p.numel() for p in self.model.parameters())},
                         self.model.state_dict())
@@ -98,7 +106,7 @@ class Trainer:
         """Points of the learning curves: digit accuracy per case on validation scenes.
 
         Of held-out combinations (`val`) and seen ones (`val_seen`), in every trained direction;
-        images are sampled, captions greedy.
+        images are sampled, captions greedy. With `until`, also of greedy images of seen ones.
         """
         self.model.eval()
         options, seed, points = self.settings.evaluation, self.settings.seed, []
@@ -113,6 +121,10 @@ class Trainer:
                     scores = self.evaluator.score_texts(texts, scenes)
                 points.append({"probe": split, "task": task, "n": len(scenes)}
                               | case_values(scores, scenes, "digit"))
+        if self.s.until:
+            codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed, True)
+            points.append({"probe": split, "task": GREEDY, "n": len(scenes)}
+                          | case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit"))
         self.model.train()
         return points
 
@@ -162,6 +174,18 @@ def schedule(name: str, step: int, steps: int, warmup: int) -> float:
     if name == "restarts":
         return 0.5 * (1 + math.cos(math.pi * (6 * progress % 1)))
     return 1.0
+
+
+def learned(point: dict, until: float) -> bool:
+    """Whether a point of the learning curve reaches `until`: greedy images of seen combinations,
+    mean of Quad1 to Quad4."""
+    values = [point.get(f"quad{n}", 0.0) for n in (1, 2, 3, 4)]
+    return 0 < until <= sum(values) / 4 and (point["probe"], point["task"]) == ("val_seen", GREEDY)
+
+
+def falling_end(step: int, warmup: int) -> int:
+    """The number of steps with which `linear` begins to fall at `step`."""
+    return warmup + math.ceil((step - warmup) / 0.6)
 
 
 def curve(rows: list[dict], split: str, task: str = "t2i") -> tuple[np.ndarray, dict]:
