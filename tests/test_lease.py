@@ -8,6 +8,7 @@ import pytest
 from small import TINY
 
 from tevq import lease
+from tevq import leased as machine
 from tevq.__main__ import main
 from tevq.grid import choose
 from tevq.runs.run import open_run
@@ -34,7 +35,7 @@ def leased(tmp_path_factory):
     """One cell, packed, trained in two pieces on the other machine, and taken in."""
     folder, results = tmp_path_factory.mktemp("lease"), tmp_path_factory.mktemp("results")
     said = [lease.prepare(grid(results), folder)]
-    first = there(folder, lease.CLOSING + 1)  # time for nothing
+    first = there(folder, machine.CLOSING + 1)  # time for nothing
     assert first.returncode == 75, first.stderr
     cut = read_json(folder / "back/archive.json")["done"]
     second = there(folder, 1000)
@@ -54,9 +55,23 @@ def test_a_cell_comes_back_finished_with_its_records(leased):
         run = open_run(grid(results).settings, kind, results)
         assert run.done and run.made_on["commit"] != "unknown"
     assert open_run(grid(results).settings, "stage1", results).has_weights
-    spent = read_json(folder / "lease.json")
-    assert spent["pflop"] > 0 and 0 < spent["share_of_rate"] < 1 and spent["seconds"] > 0
+    known = read_json(folder / "lease.json")
+    assert known["seconds"] > 0 and known["pflop"] is None  # of smoke nobody counted operations
     assert not list((folder / "back").glob("*"))  # taken once
+
+
+def test_what_a_lease_has_cost(leased, monkeypatch, tmp_path):
+    """6 steps of 4 images and of 4 sequences, by hand."""
+    _, results, *_ = leased
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/cost.csv").write_text(
+        "preset,stage,gflop_per_sample\nsmoke,stage1,3\nsmoke,stage2,2\ngpu,stage2,9\n")
+    monkeypatch.setattr(lease, "ROOT", tmp_path)
+    pieces = [{"seconds": 10, "tflops": 2, "kwh": None}, {"seconds": 20, "tflops": 2, "kwh": 0.5}]
+    found = lease.spent(grid(results), pieces)
+    assert found["seconds"] == 30 and found["kwh"] == 0.5
+    assert found["pflop"] == pytest.approx((24 * 3 + 24 * 2) / 1e6)
+    assert found["share_of_rate"] == pytest.approx(120e9 / (30 * 2e12))
 
 
 def again(leased, tmp_path, change):
@@ -106,9 +121,9 @@ def test_finished_runs_are_never_replaced(leased, tmp_path):
 def test_what_has_no_room_is_named(leased, tmp_path, monkeypatch):
     """Planted fault: records dropped before weights."""
     folder, results, *_ = leased
-    runs = lease._runs([(grid(results).settings, KINDS)], results)
-    monkeypatch.setattr(lease, "PIECE", 150_000)
-    lease.archive(runs, tmp_path, {"done": 5, "runs": 5})
+    runs = lease.runs_of([(grid(results).settings, KINDS)], results)
+    monkeypatch.setattr(machine, "PIECE", 150_000)
+    machine.archive(runs, tmp_path, {"done": 5, "runs": 5})
     note = json.loads((tmp_path / "archive.json").read_text())
     assert note["without_state"] and all(
         (tmp_path / f"archive.{n}").stat().st_size <= 150_000 for n in range(len(note["pieces"])))
