@@ -27,6 +27,11 @@ from tevq.config import (
 COLOURS = cycle(("#E69F00", "#999933", "#882255", "#44AA99", "#000000", "#332288"))
 MARKERS = cycle("PX^hdp")  # both for variants that name none, in turn
 
+GROUPS = {  # of arms in results/plan.md -> colour (Tol's "bright" and "muted")
+    "vocabulary": "#CCBB44", "orthogonality": "#AA3377", "length": "#66CCEE",
+    "context": "#228833", "curve": "#DDCC77", "dose": "#EE6677", "rivals": "#777777"}
+ARM_MARKERS = cycle("PX^<>hdpDsv8")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -38,10 +43,17 @@ class Variant:
     colour: str = field(default_factory=lambda: next(COLOURS))
     marker: str = field(default_factory=lambda: next(MARKERS))  # of matplotlib
     dashes: Any = "-"  # line style of matplotlib
+    group: str = ""  # of arms in results/plan.md
 
     def __post_init__(self):
         if not self.name.isidentifier():
             raise SettingsError(f"variant {self.name!r}: use letters, digits and _ only")
+
+
+def arm(group: str, name: str, label: str, **changes: Any) -> Variant:
+    """An arm of results/plan.md: what it changes in Stage 1; a group has one colour."""
+    return Variant(name, {f"stage1.{key}": value for key, value in changes.items()}, label,
+                   GROUPS[group], next(ARM_MARKERS), group=group)
 
 
 # Table 1 of the paper, in its order. Okabe and Ito's colours, told apart with every common colour
@@ -53,9 +65,17 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in (
             "#009E73", "s", (0, (4, 1, 1, 1))),
     Variant("cb", {"stage1.downsample": "conv_blurpool"}, "CB  ConvBlurpool",
             "#CC79A7", "D", (0, (4, 2))),
-    Variant("sc", {"stage1.downsample": "strided_conv"}, "SC  StridedConv", "#0072B2", "o"),
+    Variant("sc", {"stage1.downsample": "strided_conv"}, "SC  StridedConv", "#0072B2", "o",
+            group="reference"),
     Variant("te", {"stage1.downsample": "strided_conv", "stage1.orthogonality": 10.0},
-            "TE  SC + orthogonal codes", "#D55E00", "*"),
+            "TE  SC + orthogonal codes", "#D55E00", "*", group="reference"),
+    # why `te` is better than `sc`: results/plan.md says what each of these tests
+    arm("vocabulary", "sc40", "SC, 40 codes", codes=40),
+    arm("vocabulary", "te40", "TE, 40 codes", codes=40, orthogonality=10.0),
+    *(arm("curve", f"sc{K}", f"SC, {K} codes", codes=K) for K in (16, 24, 64, 128)),
+    *(arm("dose", f"te_{x:g}".replace("0.", "0"), f"TE, lambda = {x:g}", orthogonality=x)
+      for x in (0.1, 1.0, 100.0)),
+    arm("rivals", "mb_te", "MB + orthogonal codes", downsample="max_blurpool", orthogonality=10.0),
 )}
 PAPER = ("mb", "mp", "cb", "sc", "te")  # the variants of Table 1; others run when they are named
 OF_VARIANTS = ("stage1.downsample", "stage1.orthogonality")  # what tells those of the paper apart
