@@ -1,3 +1,4 @@
 """The networks: quantizer, VQGAN, classifier, transformer, and sampling from it."""
 
-from tevq.models import official  # noqa: F401  (adds itself to transformer.ARCHITECTURES)
+# they add themselves to transformer.ARCHITECTURES, to QUANTIZERS and to DOWNSAMPLERS
+from tevq.models import official, rivals  # noqa: F401
