@@ -151,9 +151,9 @@ class Projected(nn.Module):
 class FSQ(Projected):
     """Finite scalar quantization (Mentzer et al. 2023): channel i is rounded to one of L_i levels.
 
-    The channel is bounded by tanh to L_i whole numbers, -floor(L/2) ... ceil(L/2) - 1, rounded, and
-    divided by floor(L/2). An even L moves tanh by half a step, so that 0 stays 0. K is the product
-    of the levels; the code is the number whose digits are the levels, the first one fastest.
+    tanh bounds a channel to the L whole numbers from -floor(L/2); it is rounded, and divided by
+    floor(L/2). An even L moves tanh by half a step, so that 0 stays 0. K is the product of the
+    levels; a code is the number whose digits are the levels, the first one fastest.
     """
 
     needs = ("levels",)
@@ -170,7 +170,7 @@ class FSQ(Projected):
 
     def bound(self, x: Tensor) -> Tensor:
         """x (N, d) -> in units of half a range, so that whole steps are levels."""
-        span, offset = (self.levels - 1) * 0.999 / 2, (self.levels + 1) % 2 / 2
+        span, offset = (self.levels - 1) * 1.001 / 2, (self.levels + 1) % 2 / 2
         return (torch.tanh(x + torch.atanh(offset / span)) * span - offset) / self.halves
 
     def index(self, low: Tensor) -> Tensor:
