@@ -143,11 +143,10 @@ class Learner:
         self.model = VQGAN(s).to(**to)
         self.discriminator = losses.PatchDiscriminator(s.disc_channels, s.disc_layers).to(**to)
         self.extras = arms.Extras(s).to(where.device)
-        generator = torch.nn.ModuleList((self.model, self.extras))
         self.optimizer, self.discriminator_optimizer = (
             torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True,
                              capturable=where.device.type == "cuda")
-            for net in (generator, self.discriminator))
+            for net in (torch.nn.ModuleList((self.model, self.extras)), self.discriminator))
 
     def update(self, x: Tensor, adversarial: bool) -> tuple[dict, Tensor]:
         """One update of all networks, of the discriminator only if `adversarial`.
