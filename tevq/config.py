@@ -25,8 +25,9 @@ FOLDER_VARIABLE = "TEVQ_FOLDER"  # set for kernels: the folder of the command th
 MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
 BUILT_IN = {  # known without an import of torch, which --help and --dry-run need not wait for
-    "tevq.models.vqgan.DOWNSAMPLERS": ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool"),
-    "tevq.models.quantizer.QUANTIZERS": ("vq",)}
+    "tevq.models.vqgan.DOWNSAMPLERS":
+        "strided_conv conv_blurpool maxpool max_blurpool adaptive_polyphase".split(),
+    "tevq.models.quantizer.QUANTIZERS": "vq cosine orthonormal simvq merged fsq lfq".split()}
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
@@ -122,6 +123,22 @@ class Stage1Config:
     batch: int = option(32, low=1)
     lr: float = option(1e-3, low=1e-7, high=1.0)
     decay: bool = option(False)  # cosine to a tenth of lr, else constant (official)
+    # for arms of results/plan.md, see models/rivals.py and train/regularizers.py
+    merged_to: int = option(0, low=0, high=16_384, neutral=0)  # groups of the codes of `sc`
+    levels: tuple = option((), low=2, high=1024, neutral=())  # of every channel of FSQ
+    attention: bool = option(True, neutral=True)  # of the encoder
+    normalization: str = option("group", choices=("group", "position"), neutral="group")
+    penalty_on: str = option("all", choices=("all", "used", "unused"), neutral="all")
+    revive_every: int = option(0, low=0, neutral=0)  # steps; 0 = never
+    frozen_lengths: bool = option(False, neutral=False)
+    causal: float = option(0.0, low=0.0, neutral=0.0)  # lambda of three penalties
+    shift_features: float = option(0.0, low=0.0, neutral=0.0)
+    shift_decoding: float = option(0.0, low=0.0, neutral=0.0)
+
+    @property
+    def K(self) -> int:
+        """The codes that images are made of."""
+        return self.merged_to or self.codes
 
 
 @dataclass(frozen=True)

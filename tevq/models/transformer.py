@@ -290,7 +290,7 @@ def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer
     side = settings.data.scene // settings.stage1.stride  # h = w
     extras = {"window": s.window, "neighbours": s.neighbours} if s.architecture == "own" else {}
     return ARCHITECTURES[s.architecture](
-        len(words), settings.stage1.codes, LENGTH, side, s.dim, s.depth, s.heads, s.head_dim,
+        len(words), settings.stage1.K, LENGTH, side, s.dim, s.depth, s.heads, s.head_dim,
         dtype=dtype, **extras)
 
 
