@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
     "stage1.stride": 8,  # 64 codes an image instead of 256
     "stage1.steps": 30, "stage1.warmup_steps": 10, "stage1.disc_start": 20, "stage1.batch": 8,
     "stage2.steps": 16, "stage2.batch": 8, "stage2.probe_every": 8, "stage2.probe_scenes": 8,
-    "evaluation.scenes": 10,
+    "evaluation.scenes": 10, "measures.val": 2, "measures.test": 3,
 }
 VARIANTS, SEED = "sc,te", 0
 

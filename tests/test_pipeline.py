@@ -264,7 +264,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--preset lapto", "unknown preset 'lapto'; allowed: gpu, laptop, paper, smoke"),
         ("--variants sc,tee", "did you mean 'te'?"),
         ("--seeds 0,-1", "seed '-1'"),
-        ("--notebooks 8", "unknown notebook '08'"),
+        ("--notebooks 9", "unknown notebook '09'"),
         ("--tables 5", "unknown table 5"),
         ("--set stage1.stepz=1", "did you mean 'stage1.steps'?"),
         ("--set stage1.steps=many", "stage1.steps = 'many' is not of type int"),

@@ -88,8 +88,9 @@ class DataConfig:
 class ClassifierConfig:
     """Digit and colour classifier that judges images and lends its features to the loss."""
 
-    architecture: str = option("own", choices=("own", "resnet18"), neutral="own")
-    width: int = option(16, low=4, high=128)  # of our own architecture
+    architecture: str = option("own", choices=("own", "resnet18", "residual"), neutral="own")
+    seed: int = option(0, low=0, high=MOST_SEED, neutral=0)  # weights at the start, order of items
+    width: int = option(16, low=4, high=128)  # of our own architectures
     steps: int = option(1500, low=1)
     batch: int = option(128, low=2)
     lr: float = option(3e-3, low=1e-6, high=1.0)
@@ -185,6 +186,15 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class MeasuresConfig:
+    """Measures beside accuracy; numbers of scenes are of each of the cases Quad1-4."""
+
+    val: int = option(25, low=1, neutral=25)  # of the decoding grid, to choose a point
+    test: int = option(100, low=1, neutral=100)  # of the grid and of all other measures
+    replaced: float = option(0.05, low=0.0, high=1.0, neutral=0.05)  # share of the codes
+
+
+@dataclass(frozen=True)
 class Settings:
     """One cell of the study.
 
@@ -201,6 +211,7 @@ class Settings:
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
     evaluation: EvaluationConfig = EvaluationConfig()
+    measures: MeasuresConfig = MeasuresConfig()
 
     @property
     def suffix(self) -> str:

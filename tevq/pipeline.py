@@ -1,6 +1,6 @@
 """All notebooks of a grid: which must run, in which order, each on a worker of Dask.
 
-    01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06
+    01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06, 08
 
 Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source, Table 4
 adds both at the other stride. 07 stands alone and runs only when it is asked for.
@@ -45,6 +45,7 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
     "05_evaluation": _LISTS,
     "06_discussion": _LISTS,
     "07_benchmarks": _ALL,
+    "08_why": _LISTS,
 }
 ON_REQUEST = "07_benchmarks"  # needs the machine to itself
 _TRAINING = ("data", "classifier", "stage1", "precision", "variant", "seed")
@@ -111,6 +112,7 @@ def build(grid: Grid) -> list[Node]:
     lists = {k: ",".join(map(str, getattr(grid, k))) for k in ("variants", "seeds", "tables")}
     seen = add("02_aliasing", grid.cells, first, **lists)
     judged = add("05_evaluation", grid.cells, trainings, **lists)
+    add("08_why", grid.cells, [judged], **lists)
     add("06_discussion", grid.cells, [seen, judged], **lists)
     add(ON_REQUEST, [grid.settings], ())
     return list(nodes.values())

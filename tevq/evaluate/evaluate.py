@@ -121,7 +121,7 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str
         for parts, images in zip(scores.values(), (x, y), strict=True):
             parts.append(evaluator.score_images(images, part))
     rows = [row for task, parts in scores.items()
-            for row in _rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
+            for row in case_rows(join_scores(parts), scenes, split=split, task=task, decoding="")]
     line = {"split": split, "l1": sum(l1) / n, "perceptual": sum(distance) / n,
             "perceptual_name": name, "n": n}
     return rows, line | codebook_health(evaluator.vqgan.quantizer.table(), counts)
@@ -142,7 +142,7 @@ def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str
                "case": [CASES[case] for case in scenes.case]}
 
     def count(scores: dict[str, Score], task: str, decoding: str) -> None:
-        rows.extend(_rows(scores, scenes, split=split, task=task, decoding=decoding))
+        rows.extend(case_rows(scores, scenes, split=split, task=task, decoding=decoding))
         for metric, score in scores.items():
             for part, values in zip(("correct", "n"), score, strict=True):
                 columns[f"{task}_{decoding}_{metric}_{part}"] = values.astype(int)
@@ -161,7 +161,7 @@ def _both_directions(settings: Settings, evaluator: Evaluator, model, split: str
     return columns, kept
 
 
-def _rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
+def case_rows(scores: dict[str, Score], scenes: Scenes, **labels) -> list[dict]:
     """One row per case and metric; cases without anything to count are left out."""
     table = by_case(scores, scenes.case, CASES)
     return [labels | {"case": case, "metric": metric, "value": score.value,
@@ -177,9 +177,10 @@ class Painted(NamedTuple):
     colour: np.ndarray
 
 
-def first_of_each_case(case: np.ndarray) -> np.ndarray:
-    """Positions (n,) of the first PER_CASE scenes of every case, in the order of the cases."""
-    return np.concatenate([np.flatnonzero(case == i)[:PER_CASE] for i in range(len(CASES))])
+def first_of_each_case(case: np.ndarray, count: int = PER_CASE, cases: int = len(CASES)
+                       ) -> np.ndarray:
+    """Positions (n,) of the first `count` scenes of every case, in the order of the cases."""
+    return np.concatenate([np.flatnonzero(case == i)[:count] for i in range(cases)])
 
 
 def painted_by(evaluator: Evaluator, codes: torch.Tensor, scenes: Scenes) -> Painted:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from tevq.config import MOST_SEED, EvaluationConfig, Settings, SettingsError, digest
 from tevq.data.captions import CENTER, Tokenizer, parse
@@ -76,11 +77,15 @@ class Evaluator:
                             for i in range(0, len(codes), CHUNK)])
 
     def text_to_image(self, model: Transformer, text, options: EvaluationConfig, seed: int,
-                      greedy: bool = False) -> torch.Tensor:
-        """Codes (N, h, w) painted for token ids (N, L), an array or tensor of whole numbers."""
+                      greedy: bool = False, scene: np.ndarray | None = None) -> torch.Tensor:
+        """Codes (N, h, w) painted for token ids (N, L), an array or tensor of whole numbers.
+
+        scene: positions (N,) in the split, which make the seeds; by default the first N.
+        """
+        text = torch.as_tensor(text).long()
         return torch.cat([
             generate_images(model, words, seeds, options.temperature, options.top_k, greedy)
-            for words, seeds in self._batches(torch.as_tensor(text).long(), options, seed)]).cpu()
+            for words, seeds in self._batches(text, options, seed, scene)]).cpu()
 
     def image_to_text(self, model: Transformer, codes: torch.Tensor, options: EvaluationConfig,
                       seed: int, greedy: bool = False) -> list[str]:
@@ -89,9 +94,9 @@ class Evaluator:
                 for row in generate_captions(model, part, seeds, options.temperature,
                                              options.top_k, greedy).tolist()]
 
-    def _batches(self, x: torch.Tensor, options: EvaluationConfig, seed: int) -> zip:
+    def _batches(self, x: torch.Tensor, options: EvaluationConfig, seed: int, scene=None) -> zip:
         """Parts of x (N, ...), and sampling seeds made of the run's seed and the scene only."""
-        seeds = torch.arange(len(x)) + (seed << 32)
+        seeds = torch.as_tensor(np.arange(len(x)) if scene is None else scene) + (seed << 32)
         return zip(x.to(self.device).split(options.batch),
                    seeds.to(self.device).split(options.batch), strict=True)
 
@@ -156,6 +161,18 @@ def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=
     print(f"encoded {len(codes):,} scenes of {split} in {time.monotonic() - began:.0f} s")
     save_tree(folder, names[-1], codes)
     return codes
+
+
+@torch.no_grad()
+def mean_nats(model: Transformer, captions: np.ndarray, codes: torch.Tensor) -> float:
+    """Mean of -log p(codes of an image | caption) in nats: captions (N, L), codes (N, h, w)."""
+    device, total = next(model.parameters()).device, 0.0
+    for text, target in zip(torch.as_tensor(captions).split(CHUNK), codes.split(CHUNK),
+                            strict=True):
+        target = target.long().to(device)
+        logits = model(text.long().to(device), target, "t2i")[1]  # (B, N, K)
+        total += float(cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
+    return total / len(codes)
 
 
 def case_values(scores: dict[str, Score], scenes: Scenes, metric: str) -> dict[str, float]:

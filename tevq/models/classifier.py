@@ -1,6 +1,8 @@
-"""Digit and colour classifier: reads generated images, and lends its features to the loss."""
+"""Digit and colour classifiers: they read generated images; one lends its features to the loss."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +39,13 @@ class Classifier(nn.Module):
             found.append(x)
         return found
 
+    def pooled(self, crops: Tensor) -> Tensor:
+        """crops (B, 3, s, s) in [-1, 1] -> what the heads see (B, C)."""
+        return self.features(crops)[-1].amax((2, 3))
+
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """crops (B, 3, s, s) in [-1, 1] -> logits of labels (B, classes) and colours (B, 4)."""
-        pooled = self.dropout(self.features(crops)[-1].amax((2, 3)))
+        pooled = self.dropout(self.pooled(crops))
         return self.label_head(pooled), self.colour_head(pooled)
 
     @torch.no_grad()
@@ -59,14 +65,46 @@ class ResNet18(Classifier):
         nn.Module.__init__(self)  # nothing of the small network
         from torchvision.models import resnet18  # only here: a second that others need not wait
 
-        self.body = resnet18(weights=None)
+        self.body, self.dropout = resnet18(weights=None), nn.Identity()
         inputs, self.body.fc = self.body.fc.in_features, nn.Identity()
         self.label_head, self.colour_head = nn.Linear(inputs, classes), nn.Linear(inputs, colours)
 
-    def forward(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Classifier.forward`."""
-        pooled = self.body(crops)  # (B, 512)
-        return self.label_head(pooled), self.colour_head(pooled)
+    def pooled(self, crops: Tensor) -> Tensor:
+        """As `Classifier.pooled`, (B, 512)."""
+        return self.body(crops)
+
+
+class Residual(Classifier):
+    """Small residual network, the second judge: strides and means where the first has maxima."""
+
+    def __init__(self, width: int, classes: int = 10, colours: int = len(COLOURS)):
+        nn.Module.__init__(self)  # nothing of the small network
+        w = width
+        self.body = nn.Sequential(
+            nn.Conv2d(3, w, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU(),
+            _Basic(w, w, 1), _Basic(w, 2 * w, 2), _Basic(2 * w, 4 * w, 2))
+        self.dropout = nn.Dropout(0.3)
+        self.label_head, self.colour_head = nn.Linear(4 * w, classes), nn.Linear(4 * w, colours)
+
+    def pooled(self, crops: Tensor) -> Tensor:
+        """As `Classifier.pooled`, (B, 4 width)."""
+        return self.body(crops).mean((2, 3))
+
+
+class _Basic(nn.Module):
+    """relu(shortcut(x) + two convolutions of x), ResNet's basic block (He et al., 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.first = _block(channels_in, channels_out)
+        self.first[0].stride = (stride, stride)
+        self.second = _block(channels_out, channels_out)[:2]  # its ReLU comes after the sum
+        self.shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(
+            channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, channels_in, H, W) -> (B, channels_out, H / stride, W / stride), rounded up."""
+        return torch.relu(self.shortcut(x) + self.second(self.first(x)))
 
 
 def build(settings: Settings) -> Classifier:
@@ -74,7 +112,18 @@ def build(settings: Settings) -> Classifier:
     classes = len(class_names(settings.data.source))
     if settings.classifier.architecture == "resnet18":
         return ResNet18(classes)
-    return Classifier(settings.classifier.width, classes)
+    kind = Residual if settings.classifier.architecture == "residual" else Classifier
+    return kind(settings.classifier.width, classes)
+
+
+def second_judge(settings: Settings) -> Settings:
+    """Settings of a judge apart: another network, trained in another order, unknown to Stage 1.
+
+    To be trained as the first: `train.classifier.train(second_judge(settings))`.
+    """
+    first = settings.classifier
+    return dataclasses.replace(settings, classifier=dataclasses.replace(
+        first, architecture="residual", seed=first.seed + 1))
 
 
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Classifier:

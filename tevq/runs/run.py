@@ -36,6 +36,7 @@ PARTS = {  # the groups of settings that decide each kind of run
     "stage2": ("data", "classifier", "stage1", "stage2"),
     "evaluation": ("data", "classifier", "stage1", "stage2", "evaluation"),
     "quantizer": ("data", "classifier", "stage1"),
+    "measures": ("data", "classifier", "stage1", "stage2", "evaluation", "measures"),
 }
 UNUSED = {  # of the settings of the data, what changes nothing in a run
     # one classifier judges all scenes of a source
@@ -94,7 +95,7 @@ def label(settings: Settings, kind: str) -> str:
     if kind != "classifier":
         words += [settings.variant, f"s{settings.seed}"]
         words += [settings.suffix.replace(" ", "")] if settings.suffix else []
-    if kind in ("stage2", "evaluation") and settings.stage2.fraction != 1:
+    if kind in ("stage2", "evaluation", "measures") and settings.stage2.fraction != 1:
         words.append(f"{settings.stage2.fraction:.2f}".replace("0.", "p"))
     return "-".join(words)
 

@@ -36,12 +36,12 @@ def _train(run: Run, settings: Settings) -> None:
     s, where = settings.classifier, devices.detect(settings.precision)
     items = scenes.load_items(settings.data, "train")
     run.start(where, source=items.sha256())
-    devices.seed_everything(0)
+    devices.seed_everything(s.seed)
     model = build(settings).to(where.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.01)
     loop = Loop(run, {"model": model, "optimizer": optimizer}, s.steps)
     for step in loop:
-        random = devices.generator(settings.data.seed, step)
+        random = devices.generator(settings.data.seed + s.seed, step)
         torch.manual_seed(step)  # dropout is a function of the step too
         index = torch.randint(len(items.labels), (s.batch,), generator=random)
         colour = torch.randint(len(scenes.COLOURS), (s.batch,), generator=random)

@@ -12,7 +12,14 @@ from torch import Tensor
 from tevq.config import Settings, Stage2Config
 from tevq.data.scenes import fresh_captions
 from tevq.data.source import class_names
-from tevq.evaluate.evaluator import Evaluator, case_values, encode_scenes, encoded_split, split_of
+from tevq.evaluate.evaluator import (
+    Evaluator,
+    case_values,
+    encode_scenes,
+    encoded_split,
+    mean_nats,
+    split_of,
+)
 from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
@@ -106,25 +113,27 @@ class Trainer:
         """Points of the learning curves: digit accuracy per case on validation scenes.
 
         Of held-out combinations (`val`) and seen ones (`val_seen`), in every trained direction;
-        images are sampled, captions greedy. With `until`, also of greedy images of seen ones.
+        images are sampled, captions greedy. Text->image also has the `nats` of the true codes of an
+        image, which change before any digit is right; with `until`, also a point of greedy images.
         """
         self.model.eval()
         options, seed, points = self.settings.evaluation, self.settings.seed, []
         for split, (scenes, items) in self.probes.items():
+            truth = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
             for task in DIRECTIONS[self.s.directions]:
+                point = {"probe": split, "task": task, "n": len(scenes)}
                 if task == "t2i":
                     codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
                     scores = self.evaluator.score_codes(codes, scenes)
+                    point["nats"] = mean_nats(self.model, scenes.caption, truth)
                 else:
-                    codes = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
-                    texts = self.evaluator.image_to_text(self.model, codes, options, seed, True)
+                    texts = self.evaluator.image_to_text(self.model, truth, options, seed, True)
                     scores = self.evaluator.score_texts(texts, scenes)
-                points.append({"probe": split, "task": task, "n": len(scenes)}
-                              | case_values(scores, scenes, "digit"))
-        if self.s.until:
-            codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed, True)
-            points.append({"probe": split, "task": GREEDY, "n": len(scenes)}
-                          | case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit"))
+                points.append(point | case_values(scores, scenes, "digit"))
+            if self.s.until:
+                codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed, True)
+                greedy = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
+                points.append({"probe": split, "task": GREEDY, "n": len(scenes)} | greedy)
         self.model.train()
         return points
 

@@ -1,0 +1,212 @@
+"""The analysis of results/plan.md against numbers worked out by other means."""
+
+import itertools
+import math
+
+import fake_runs
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from tevq.evaluate.measures import GRID
+from tevq.grid import choose
+from tevq.report import why
+from tevq.runs.devices import ROOT
+from tevq.runs.run import open_run
+
+SEEDS = range(100, 106)
+NOISE = np.array([0.01, -0.02, 0.005, 0.0, 0.015, -0.01])
+BOTH = ("official", "best")
+
+
+def frame(codes=180.0, orthogonality=0.002, noise=0.3, **level: float) -> pd.DataFrame:
+    """Planned arms at these levels on six seeds; what a seed shares cancels in differences."""
+    rows = []
+    for k, (arm, value) in enumerate(level.items()):
+        for i, seed in enumerate(SEEDS):
+            y = value + NOISE[i] + noise * NOISE[(i + 2 * k) % 6] * 0.3
+            rows.append({"variant": arm, "seed": seed, "planned": True,
+                         "group": why.GROUP_OF[arm], "codes_used": codes,
+                         "orthogonality": orthogonality, **dict.fromkeys(BOTH, y)})
+    return pd.DataFrame(rows)
+
+
+def test_the_arms_are_those_of_the_plan():
+    plan = (ROOT / "results" / "plan.md").read_text(encoding="utf-8")
+    assert len(why.GROUP_OF) == 30 == sum(map(len, why.ARMS.values()))
+    table = plan[plan.index("| Group |"):plan.index("## 3. Rules")]
+    assert all(f"`{arm}`" in table for arm in why.GROUP_OF)
+    for name in ("paired", "share", "interaction", "predictors", "decision"):
+        assert f"`{name}`" in plan and callable(getattr(why, name))
+    assert set(why.POINTS) == {(t, k) for t in (0.25, 0.5, 0.75, 1) for k in (6, 38, 0)}
+    assert why.POINTS[0] == why.OFFICIAL == (1.0, 38)
+
+
+def test_paired_differences_and_equivalence_by_scipy():
+    """Planted faults: other seeds paired; unplanned seeds counted."""
+    made = frame(sc=0.8, te=0.86)
+    extra = made[made.seed == 100].assign(planned=False, seed=0, official=0.0)
+    made = pd.concat([made.sample(frac=1, random_state=1), extra])
+    te, sc = (made[made.planned & (made.variant == v)].sort_values("seed").official.to_numpy()
+              for v in ("te", "sc"))
+    found = why.paired(made, "te", "sc")
+    np.testing.assert_allclose(found.values, te - sc)
+    wanted = scipy_stats.ttest_rel(te, sc).confidence_interval(0.95)
+    assert found.interval == pytest.approx((wanted.low, wanted.high))
+    for shift, small in ((0.0, True), (0.0299, False), (0.06, False)):
+        near = frame(sc=0.8, te=0.8 + shift)
+        a, b = (near[near.variant == v].official.to_numpy() for v in ("te", "sc"))
+        tost = max(scipy_stats.ttest_rel(a - b, np.full(6, -0.03), alternative="greater").pvalue,
+                   scipy_stats.ttest_rel(a - b, np.full(6, 0.03), alternative="less").pvalue)
+        assert why.paired(near, "te", "sc").small == (tost < 0.05) == small
+    assert why.paired(made, "te", "sc40").values == ()
+
+
+def test_interaction_and_share_by_hand():
+    made = frame(sc=0.80, te=0.86, sc40=0.845, te40=0.855)
+    means = made.groupby("variant").official.mean()
+    found = why.interaction(made)
+    assert found.estimate == pytest.approx(means.te - means.sc - means.te40 + means.sc40)
+    assert len(found.values) == 6 and found.estimate == pytest.approx(0.05)
+    part, interval = why.share(made)
+    assert part == pytest.approx(0.045 / 0.06) and part in interval
+    wide = made.pivot(index="seed", columns="variant", values="official")[["sc", "te", "sc40"]]
+
+    def ratio(sc, te, few, axis=-1):
+        return (few.mean(axis) - sc.mean(axis)) / (te.mean(axis) - sc.mean(axis))
+
+    theirs = scipy_stats.bootstrap(tuple(wide.T.to_numpy()), ratio, paired=True,
+                                   method="percentile", random_state=1).confidence_interval
+    assert interval == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert why.share(frame(sc=0.8, te=0.8, sc40=0.8, noise=3))[1] is None  # no gain to share
+    assert math.isnan(why.share(frame(sc=0.8, te=0.9))[0])
+
+
+@pytest.mark.parametrize("level, says", [
+    ({"merged": 0.86, "sc40": 0.80, "te_revived": 0.80}, "vocabulary"),
+    ({"merged": 0.80, "sc40": 0.87, "te_revived": 0.79}, "vocabulary"),
+    ({"merged": 0.80, "sc40": 0.80, "te_revived": 0.86}, "orthogonality"),
+    ({"merged": 0.86, "sc40": 0.80, "te_revived": 0.86}, "mixed"),  # revived does not stay
+    ({"merged": 0.83, "sc40": 0.83, "te_revived": 0.83}, "mixed"),
+    ({"merged": 0.83, "sc40": 0.83, "te_revived": 0.83, "te_local": 0.7, "sc_local": 0.7},
+     "context"),
+    ({"merged": 0.83, "sc40": 0.83, "te_revived": 0.83, "te_local": 0.8, "sc_local": 0.7}, "mixed"),
+    ({"merged": 0.86, "sc40": 0.86}, "not settled"),
+], ids=str)
+def test_decisions(level, says):
+    """Planted faults: any of `merged` and `sc40` must stay; a missing arm counted as staying."""
+    found = why.decision(frame(sc=0.80, te=0.88, **{
+        arm: value + 0.02 * (value == 0.86) for arm, value in level.items()}))
+    assert found == dict.fromkeys((*BOTH, "answer"), says)
+
+
+def test_what_a_decision_rests_on():
+    arms = {"sc": 0.80, "te": 0.88, "merged": 0.88, "sc40": 0.80, "te_revived": 0.80}
+    assert why.decision(frame(**arms))["answer"] == "vocabulary"
+    for failed in ({"codes": 90.0}, {"orthogonality": 0.02}):  # the revival did not work
+        assert why.decision(frame(**arms, **failed))["answer"] == "mixed"
+    assert why.decision(frame(**arms | {"te": 0.80}))["answer"] == "not settled"
+    other = frame(**arms)
+    other["best"] = frame(**arms | {"te_revived": 0.88, "merged": 0.80}).official
+    assert why.decision(other) == {"official": "vocabulary", "best": "orthogonality",
+                                   "answer": "it depends on decoding"}
+    # merged is judged by its 95 % interval, te_revived by its 90 % interval
+    values = why.paired(other, "merged", "te").values
+    for arm, level in (("merged", 0.95), ("te_revived", 0.9)):
+        values = np.array(why.paired(other, arm, "te").values)
+        half = scipy_stats.sem(values) * scipy_stats.t.ppf((1 + level) / 2, 5)
+        assert why._ends(other, arm, "te", "official") == pytest.approx(
+            (values.mean() - half, values.mean() + half))
+
+
+def test_predictors_by_scipy():
+    random = np.random.default_rng(3)
+    arms = random.permutation(list(why.GROUP_OF))[:14]
+    rows = [{"variant": arm, "group": why.GROUP_OF[arm], "seed": seed, "planned": True,
+             "official": 0.8 + 0.01 * i + 0.001 * seed, "bits": 900 - 40 * i + random.normal(0, 30),
+             "kappa_grid": random.normal(), "codes_used": 7.0}
+            for i, arm in enumerate(arms) for seed in (0, 1)]
+    made = pd.DataFrame(rows).reindex(columns=[*rows[0], *(
+        name for name in why.PREDICTORS if name not in rows[0])])
+    found = why.predictors(made).set_index("measure")
+    assert found.index[0] == "bits" and "l1" not in found.index  # no arm has it
+    means = made.groupby("variant")[["official", "bits", "kappa_grid"]].mean()
+    for name in ("bits", "kappa_grid"):
+        row = found.loc[name]
+        assert row.rho == pytest.approx(scipy_stats.spearmanr(means[name], means.official)[0])
+        assert row.low <= row.rho <= row.high and row.arms == 14
+        without = [scipy_stats.spearmanr(part[name], part.official)[0]
+                   for group in {why.GROUP_OF[a] for a in arms}
+                   if len(part := means[[why.GROUP_OF[a] != group for a in means.index]]) > 2]
+        assert (row.least, row.most) == pytest.approx((min(without), max(without)))
+    assert found.loc["bits"].high < -0.7
+    assert np.isnan(found.loc["codes_used"].rho)  # the same in every arm
+
+
+# ------------------------------------------------------------------------------- from run files
+
+
+def measured(level: float, best: tuple) -> dict:
+    """A summary of a run of measures with known numbers."""
+    rows = [{"judge": judge, "split": split, "task": "t2i", "temperature": t, "top_k": k,
+             "case": case, "metric": "digit",
+             "value": level + 0.1 * ((t, k) == best) - 0.01 * (judge == "second") - 0.02 * i}
+            for judge, split, (t, k), (i, case) in itertools.product(
+                ("first", "second"), ("val", "test"), GRID,
+                enumerate(("quad1", "quad2", "quad3", "quad4")))]
+    rows += [{"split": "test", "task": "i2t", "replaced": share, "case": f"quad{i}",
+              "metric": "official_digit", "value": 0.9 - share} for share in (0.0, 0.05)
+             for i in (1, 2, 3, 4)]
+    point = {"split": "test", "task": "t2i", "temperature": 1.0, "top_k": 38}
+    return {"rows": rows, "diversity": [point | {"recall": 0.4, "precision": 0.5, "frechet": 2.0}],
+            "nats": [{"split": "test", "nats": 300.0}],
+            "round_trip": [{"task": "ceiling-reconstruction", "cells": "foreground", "kept": 0.9}]}
+
+
+def test_table_has_every_planned_arm_and_the_numbers_of_the_runs(tmp_path):
+    """Planted faults: missing arms left out; the best point chosen on test or per seed."""
+    grid = choose("smoke", "sc,te", "0", results=str(tmp_path))
+    fake_runs.finish(grid)
+    for seed in (0, 100, 101):
+        run = open_run(grid.cell("te", seed), "measures", tmp_path)
+        run.folder.mkdir(parents=True)
+        # on average 1.0 and 38 is best, though seed 101 alone would choose another
+        best = (0.5, 6) if seed != 100 else (1.0, 38)
+        tree = measured(0.7, best)
+        if seed == 100:
+            for row in tree["rows"]:
+                if (row.get("temperature"), row.get("top_k"), row["split"]) == (1.0, 38, "val"):
+                    row["value"] += 0.2
+        run.finish(tree)
+    found = why.table(grid)
+    planned = found[found.planned]
+    assert set(planned.variant) == set(why.GROUP_OF) and len(planned) == 30 * 6
+    assert (planned[planned.variant == "lfq"].state == "missing").all()
+    assert len(found) == 30 * 6 + 2
+    own = found.set_index(["variant", "seed"])
+    early = own.loc["te", 0]
+    rows = open_run(grid.cell("te", 0), "evaluation", tmp_path).summary()["rows"]
+    wanted = [r["value"] for r in rows if (r["split"], r["task"], r["decoding"], r["metric"]) == (
+        "test", "t2i", "sampled", "digit") and r["case"].startswith("quad")]
+    assert early.official == pytest.approx(np.mean(wanted)) and len(wanted) == 4
+    codes = (grid.settings.data.scene // grid.settings.stage1.stride) ** 2
+    assert early.bits == pytest.approx(codes * math.log2(early.perplexity))
+    assert early.state == "done" and own.loc["sc", 0].state == "part"
+    assert own.loc["te", 100].state == "part" and own.loc["te", 102].state == "missing"
+    assert early.i2t_loss == pytest.approx(0.05) and early.recall_official == 0.4
+    assert (early.nats_test, early.round_trip, early.frechet_official) == (300.0, 0.9, 2.0)
+    assert early["first_test_0.5_6"] == pytest.approx(0.77)
+    assert why.best_points(found) == {("te", False): (0.5, 6), ("te", True): (1.0, 38)}
+    assert (own.loc["te", 100].best, own.loc["te", 101].best) == pytest.approx((0.77, 0.67))
+    assert early.best == pytest.approx(0.77) and early.best_second == pytest.approx(0.76)
+    assert early.official_second == pytest.approx(0.66)
+    assert np.isnan(own.loc["sc", 0].best)
+    assert why.decision(found)["answer"] == "not settled"
+
+
+def test_of_equal_points_the_one_nearest_to_the_official_one():
+    row = {"variant": "te", "planned": True} | {why.point("val", at): 0.9 for at in why.POINTS}
+    assert why.best_points(pd.DataFrame([row])) == {("te", True): (1.0, 38)}
+    row[why.point("val", (1.0, 38))] = 0.8
+    assert why.best_points(pd.DataFrame([row])) == {("te", True): (1.0, 6)}
