@@ -131,7 +131,8 @@ class Trainer:
                     scores = self.evaluator.score_texts(texts, scenes)
                 points.append(point | case_values(scores, scenes, "digit"))
             if self.s.until:
-                codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed, True)
+                codes = self.evaluator.text_to_image(
+                    self.model, scenes.caption, options, seed, greedy=True)
                 greedy = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
                 points.append({"probe": split, "task": GREEDY, "n": len(scenes)} | greedy)
         self.model.train()
