@@ -15,7 +15,7 @@ from tevq.runs.run import open_run
 from tevq.runs.storage import read_json, write_json
 
 SMALL = TINY | {"evaluation.scenes": 5}
-KINDS = ("stage1", "quantizer", "stage2", "evaluation")
+KINDS = ("stage1", "quantizer", "stage2", "evaluation", "measures")
 
 
 def grid(results, seeds="0"):
@@ -50,7 +50,7 @@ def test_a_cell_comes_back_finished_with_its_records(leased):
     assert "1 cells to do" in said[0] and "run.sh 540" in said[0]
     assert first.returncode == 75 and cut == 0, first.stderr
     assert second.returncode == 0, second.stderr
-    assert "taken in: 5 runs, 5 of 5 done" in said[1] and "all runs are there" in said[1]
+    assert "taken in: 6 runs, 6 of 6 done" in said[1] and "all runs are there" in said[1]
     for kind in KINDS:
         run = open_run(grid(results).settings, kind, results)
         assert run.done and run.made_on["commit"] != "unknown"

@@ -65,7 +65,7 @@ def cells(grid: Grid) -> list[Settings]:
 def kinds(settings: Settings, grid: Grid | None) -> tuple[str, ...]:
     """The kinds of runs of a cell; on another source than the grid's there is no generator."""
     alone = grid is not None and settings.data.source != grid.settings.data.source
-    return ("stage1", "quantizer") if alone else ("stage1", "quantizer", "stage2", "evaluation")
+    return ("stage1", "quantizer", *(() if alone else ("stage2", "evaluation", "measures")))
 
 
 def prepare(grid: Grid, folder: Path) -> str:

@@ -26,11 +26,12 @@ from torch.utils.benchmark import Timer
 from tevq import presets
 from tevq.config import Settings
 from tevq.evaluate.evaluate import evaluate, evaluate_quantizer
+from tevq.evaluate.measures import measure
 from tevq.lease import MIB, PIECE, PIECES, RECORDS, STATES, files_of, runs_of
+from tevq.models.classifier import second_judge
 from tevq.runs import budget, devices
-from tevq.runs.run import open_run
 from tevq.runs.storage import write_atomically, write_json
-from tevq.train import stage1, stage2
+from tevq.train import classifier, stage1, stage2
 
 CLOSING = 30  # seconds of a budget that packing the archive may take
 
@@ -81,16 +82,19 @@ def one_cell(path: Path, number: int) -> int:
     line = json.loads(path.read_text())[number]
     settings, steps = _settings(line["settings"]), {
         "stage1": stage1.train, "quantizer": evaluate_quantizer, "stage2": stage2.train,
-        "evaluation": evaluate}
+        "evaluation": evaluate, "measures": _measure}
     try:
         for kind in line["kinds"]:
-            if open_run(settings, kind).done and kind in ("quantizer", "evaluation"):
-                continue
             steps[kind](settings)
     except budget.OutOfTimeError as error:
         print(error, flush=True)
         return budget.EXIT_CODE
     return 0
+
+
+def _measure(settings: Settings) -> None:
+    classifier.train(second_judge(settings))  # once for all cells
+    measure(settings)
 
 
 def _settings(tree: dict[str, Any]) -> Settings:
