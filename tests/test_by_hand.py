@@ -23,7 +23,9 @@ from tevq.data.source import SourceImages, class_names, load_source
 from tevq.evaluate import metrics
 from tevq.models import classifier as networks
 from tevq.models import losses, quantizer, sampling, transformer, vqgan
+from tevq.report import stats
 from tevq.runs import devices
+from tevq.runs.run import open_run
 from tevq.train import classifier, muon, stage1, stage2
 
 CPU = devices.Device(torch.device("cpu"), torch.float32)
@@ -213,6 +215,23 @@ def test_codes_start_at_ten_rounds_of_kmeans():
     vectors = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
     wanted = KMeans(9, init="k-means++", n_init=1, max_iter=10, random_state=5).fit(vectors.numpy())
     close(quantizer.kmeans(vectors, 9, 5), torch.from_numpy(wanted.cluster_centers_))
+
+
+def test_codes_start_from_features_of_the_first_batches(tmp_path, monkeypatch):
+    """As many as asked, without repeats, out of twice as many; drawn by the seed of the cell."""
+    monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", 200)
+    s = tiny("te", 5, **{"classifier.steps": 1})
+    classifier.train(s, tmp_path)
+    trainer = stage1.Trainer(open_run(s, "stage1", tmp_path), s, CPU, tmp_path)
+    with torch.no_grad():
+        z = torch.cat([trainer.model.encode(trainer.images(i)) for i in (0, 1)])
+    vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # 2 batches x 4 images x 64 cells >= 2 x 200
+    order = torch.randperm(512, generator=devices.generator(5, 1))[:200]
+    close(trainer.some_features(), vectors[order])
+    wanted = quantizer.kmeans(vectors[order], 12, 5)
+    trainer.model.quantizer.init_codes(trainer.some_features(), 5)
+    close(trainer.model.quantizer.codebook.detach(), wanted, 1e-3, 1e-4)
 
 
 def test_the_rate_of_stage1_falls_to_a_tenth():
@@ -486,3 +505,16 @@ def test_every_preset_samples_as_officially_and_weighs_as_the_paper():
         assert s.stage2.beta2 == (0.95 if own else 0.999) and s.stage2.muon_lr == 0.01
         assert s.stage2.t2i_share == (0.75 if name == "laptop" else 0.5)
         assert s.stage1.codes == s.stage1.code_dim == (32 if name == "smoke" else 256)
+
+
+def test_the_bootstrap_draws_4000_times_from_seed_0():
+    """The 2.5 % and 97.5 % quantiles of what one line of NumPy draws, for one seed and case."""
+    random = np.random.default_rng(1)
+    n = random.integers(1, 4, (1, 30))
+    a, b = (stats.Counts(np.minimum(n, random.integers(0, 4, (1, 30))), n) for _ in range(2))
+    draw = np.random.default_rng(0)
+    draw.integers(1, size=(4000, 1))  # which seed: there is one
+    pick = draw.integers(30, size=(4000, 30))
+    shares = [(c.correct[0, pick].sum(1) / n[0, pick].sum(1)) for c in (a, b)]
+    wanted = np.quantile(shares[1] - shares[0], [0.025, 0.975])
+    assert stats.bootstrap_difference(a, b, np.zeros(30)) == pytest.approx(tuple(wanted))

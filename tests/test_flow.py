@@ -6,6 +6,7 @@ for test. So every picture that a network sees tells where it is from.
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,9 @@ def study(tmp_path_factory):
             method=method: note(method, (len(x), options, seed, greedy)))
     for module in (stage1, stage2):
         spy(module.Trainer, "train", lambda self: note("trainer", self))
+        rate = module.set_rate
+        patch.setattr(module, "set_rate", lambda optimizer, share, rate=rate: (
+            note(type(optimizer).__name__, share), rate(optimizer, share)))
     s, results = tiny("te", SEED, **CHANGES), tmp_path_factory.mktemp("results")
     step("classifier", classifier.train)
     step("stage1", stage1.train)
@@ -133,6 +137,15 @@ def test_curves_are_painted_at_random_and_written_greedily(study):
     assert list(trainer.probes) == ["val", "val_seen"]
     for name, (part, _) in trainer.probes.items():
         assert part.sha256() == split(study, name)[0].sha256()
+
+
+def test_learning_rates_arrive_at_every_step(study):
+    """The cosine of Stage 1 for both of its optimizers; warm-up and last 40 % of Stage 2."""
+    cosine = [0.001 * (0.55 + 0.45 * math.cos(math.pi * step / 6)) for step in range(6)]
+    assert study.seen["stage1", "Adam"] == pytest.approx(np.repeat(cosine, 2))
+    shares = np.array([0.5, 1, 1, 1, 1, 0.625])  # two steps of warm-up, then four
+    assert study.seen["stage2", "Muon"] == pytest.approx(0.01 * shares)
+    assert study.seen["stage2", "Adam"] == pytest.approx(0.003 * shares)
 
 
 @pytest.mark.parametrize("stage, load", [("stage1", vqgan.load), ("stage2", transformer.load)])
