@@ -98,6 +98,7 @@ def of_stage2(s, results):
     return {"metrics": numbers([row for row in rows if "probe" not in row]),
             "weights": numbers(run.weights()), "sequences": summary["sequences"],
             "curves": numbers([row for row in rows if "probe" in row]),
+            "tasks": sorted({row["task"] for row in rows if "probe" in row}),
             "scenes": summary["training_scenes"]}
 
 
@@ -157,7 +158,8 @@ EFFECTS = {
     "stage2.architecture": ("official", of_stage2), "stage2.captions": ("fresh", of_stage2),
     "stage2.dim": (24, of_stage2), "stage2.depth": (2, of_stage2), "stage2.heads": (1, of_stage2),
     "stage2.head_dim": (4, of_stage2), "stage2.window": (2, of_stage2),
-    "stage2.neighbours": (2, of_stage2), "stage2.directions": ("i2t", of_stage2),
+    "stage2.neighbours": (2, of_stage2),
+    "stage2.directions": ("i2t", of_stage2, {"metrics", "weights", "tasks"}),
     "stage2.t2i_share": (0.75, of_stage2), "stage2.target_weight": (3.0, of_stage2),
     "stage2.fraction": (0.5, of_stage2, {"metrics", "weights", "scenes"}),
     "stage2.steps": (5, of_stage2, {"metrics", "weights", "sequences"}),

@@ -152,11 +152,12 @@ def test_learning_rates_arrive_at_every_step(study):
 def test_what_is_kept_are_the_weights_after_the_last_step(study, stage, load):
     """Planted fault: an average of earlier weights."""
     trainer, = study.seen[stage, "trainer"]
-    kept = load(study.s, study.results)
+    kept, judge = load(study.s, study.results), networks.load(study.s, study.results)
     for (name, a), b in zip(kept.state_dict().items(), trainer.model.state_dict().values(),
                             strict=True):
         assert torch.equal(a, b), name
     assert not kept.training and not any(p.requires_grad for p in kept.parameters())
+    assert not judge.training and not any(p.requires_grad for p in judge.parameters())
 
 
 @pytest.mark.parametrize("name", ["test", "test_seen"])
@@ -235,3 +236,17 @@ def test_networks_are_evaluated_in_float32_whatever_trains_them(work, tmp_path, 
     monkeypatch.undo()
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         assert devices.detect(name).dtype == dtype
+
+
+@pytest.mark.parametrize("work", [classifier.train, stage1.train, stage2.train])
+def test_trainings_ask_for_the_precision_of_their_settings(work, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def detect(name):
+        raise Asked(name)
+
+    monkeypatch.setattr(devices, "detect", detect)
+    monkeypatch.setattr(stage1, "train_classifier", lambda *_: None)
+    with pytest.raises(Asked, match="bfloat16"):
+        work(tiny(precision="bfloat16"), tmp_path)
