@@ -113,6 +113,18 @@ def test_positions_of_codes_are_sinusoids_of_row_and_column():
     assert found[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
+def test_inputs_are_embeddings_plus_positions():
+    """Words have learned positions; every PAD the embedding of its own place."""
+    model, (text, codes) = small(), batch()
+    ids = torch.where(text == PAD, V + torch.arange(L), text)
+    torch.testing.assert_close(model.embed_text(text),
+                               model.words.weight[ids] + model.text_position.weight)
+    flat = codes.flatten(1)
+    wanted = model.codes.weight[flat] + sinusoids(GRID, 32)
+    torch.testing.assert_close(model.embed_image(flat), wanted)
+    torch.testing.assert_close(model.embed_image(flat, 3, 5), wanted[:, 3:5])
+
+
 # -------------------------------------------------------------------------------- the network
 
 

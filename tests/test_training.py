@@ -69,7 +69,7 @@ def same_tree(a, b) -> bool:
 
 
 @pytest.mark.promise("resume")
-@pytest.mark.parametrize("saved_step", [1, 4])  # before and after the discriminator's start
+@pytest.mark.parametrize("saved_step", [0, 1, 4])  # 1, 4: around the discriminator's start
 def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
                                                          saved_step):
     """Planted faults: the critic's optimizer or the code counts are not saved."""
