@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import random
 import subprocess
@@ -67,6 +68,19 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return all(mallopt(option, value) for option, value in KEEP.items())
     return False
+
+
+@contextlib.contextmanager
+def fewer_threads():
+    """One thread while others keep the cores busy: threads that wait for each other lose most."""
+    before = torch.get_num_threads()
+    with contextlib.suppress(OSError, AttributeError):  # not every system tells its load
+        if os.getloadavg()[0] > 0.75 * joblib.cpu_count():
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cpu_has_bfloat16() -> bool:
