@@ -70,6 +70,19 @@ def keep_freed_memory() -> bool:
     return False
 
 
+@contextlib.contextmanager
+def fewer_threads():
+    """One thread while others keep the cores busy: threads that wait for each other lose most."""
+    before = torch.get_num_threads()
+    with contextlib.suppress(OSError, AttributeError):  # not every system tells its load
+        if os.getloadavg()[0] > 0.75 * joblib.cpu_count():
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cpu_has_bfloat16() -> bool:
     """True on processors with bfloat16 matrix instructions (AMX, AVX512-BF16)."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
