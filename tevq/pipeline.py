@@ -161,10 +161,21 @@ def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FO
             "settings": digest(decide),
             "code": code,
             "notebooks before it": {n: digest(made.jobs[n].made_from) for n in node.needs},
-        }, now)
+        }, now, copies=_copies(node, nodes))
     for node in made.nodes:
         made.reasons[node.label] = "forced" if force else _reason(made, node)
     return made
+
+
+def _copies(node: Node, nodes: list[Node]) -> dict[str, str]:
+    """To which execution of each notebook a page leads: of the same cell, else of te, seed 0."""
+    found, own = {}, node.label.removeprefix(node.notebook)
+    for other in nodes:
+        end = other.label.removeprefix(other.notebook)
+        rank = (end != own, end != "-te-s0")
+        found[other.notebook] = min(found.get(other.notebook, (rank, other.label)),
+                                    (rank, other.label), key=lambda pair: pair[0])
+    return {name: label for name, (_, label) in found.items()}
 
 
 def _sources(path: Path) -> list[str]:
