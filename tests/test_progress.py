@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from small import FEATURES, tiny
 
+from tevq.runs.budget import in_words
 from tevq.runs.run import open_run
 from tevq.train import loop, progress, stage1, stage2
 from tevq.train.loop import Loop, StoppedError, interruptible
-from tevq.train.progress import Progress, words
+from tevq.train.progress import Progress
 
 
 class Clock:
@@ -91,7 +92,7 @@ def test_one_line_stays_of_a_training(tmp_path, monkeypatch, capsys):
 
 
 def test_times_in_words():
-    assert [words(x) for x in (3.4, 138, 5399, 9000)] == ["3 s", "2.3 min", "90.0 min", "2.5 h"]
+    assert [in_words(x) for x in (3.4, 138, 5399, 9000)] == ["3 s", "2.3 min", "90.0 min", "2.5 h"]
 
 
 def interrupt_at(number: int, steps: Loop, times: int = 1) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -197,8 +198,10 @@ def _write(notebook, job: Job):
     import nbformat
 
     record = notebook.metadata.pop("papermill", {})
-    notebook.metadata["tevq"] = {"parameters": job.parameters,
-                                 "seconds": round(record.get("duration") or 0)}
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the kernel, which has ended
+    notebook.metadata["tevq"] = {
+        "parameters": job.parameters, "seconds": round(record.get("duration") or 0),
+        "memory_mb": round(most / 1024 ** (2 if sys.platform == "darwin" else 1))}
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)

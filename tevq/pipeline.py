@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tevq import cluster, config, execute
+from tevq import cluster, config, execute, forecast
 from tevq.config import Settings, SettingsError, digest
 from tevq.execute import Job, Outcome
 from tevq.grid import FRACTION, Grid
@@ -241,6 +241,7 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
               config.FOLDER_VARIABLE: str(made.grid.folder)}
     if left < math.inf:
         common[budget.VARIABLE] = str(time.time() + left - cluster.CLOSING_SECONDS)
+    costs = forecast.expected(made)
     client.subscribe_topic(str(signal), lambda event: print(
         f"started {event[1]}, log {shown(made.jobs[event[1]].log)}"))
     for node in made.to_run:
@@ -259,7 +260,8 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
                 print(f"{found.status} {label}"
                       + f" after {timedelta(seconds=round(found.seconds))}" * (found.seconds > 0)
                       + f": {found.text}" * bool(found.text)
-                      + f"; {len(outcomes)} of {len(futures)}")
+                      + f"; {len(outcomes)} of {len(futures)} notebooks"
+                      + forecast.left(costs, outcomes, pool.jobs or len(client.nthreads())))
     finally:  # after Ctrl-C, too
         signal.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError, asyncio.CancelledError):

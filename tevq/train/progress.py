@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tevq.runs.budget import in_words
+
 EVERY = 1.0  # seconds between updates of the line
 SOON = 5.0  # seconds before a time left is told; less says too little
 SHARE = 0.01  # of the time, for pictures
@@ -49,7 +51,7 @@ class Progress:
             self.marks.popleft()
         left = self.left()
         self._line(f"{self.name}: step {done:,} of {self.total:,}{self.loss}"
-                   + (f", {words(left)} left" if left is not None else ""))
+                   + (f", {in_words(left)} left" if left is not None else ""))
         if self.picture and now - self.began > SOON and self.drawing < SHARE * (now - self.began):
             self._draw(done)
 
@@ -68,7 +70,7 @@ class Progress:
 
     def end(self, seconds: float) -> None:
         """The last line and picture. seconds: what all steps took, also before an interruption."""
-        self.say(f"{self.total:,} steps in {words(seconds)}{self.loss}")
+        self.say(f"{self.total:,} steps in {in_words(seconds)}{self.loss}")
         if self.picture:
             self._draw(self.total)
 
@@ -91,12 +93,6 @@ class Progress:
             f'pixelated" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
             f"<br>{html.escape(f'{self.name}, step {done:,}')}: {text}"))
         self.drawing += time.monotonic() - began
-
-
-def words(seconds: float) -> str:
-    """A time in its usual unit."""
-    return (f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min" if seconds < 5400
-            else f"{seconds / 3600:.1f} h")
 
 
 def watched() -> bool:
