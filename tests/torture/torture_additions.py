@@ -57,7 +57,7 @@ def write_pictures(folder: Path) -> None:
 
 @pytest.mark.promise("grid")
 def test_what_is_added_goes_through_all_notebooks(tmp_path, record_property):
-    """Planted faults: a table of colours or labels without the new entry; git or a locale needed."""
+    """Planted faults: ten classes taken for granted; a table without the entry; git is needed."""
     root = unpacked(tmp_path / "mein Überklon (ZIP)")
     add(root)
     write_pictures(tmp_path / "data/shapes")
