@@ -313,7 +313,8 @@ def record(preset: str) -> None:
     copies = [read_json(path)["metadata"]["tevq"] for path in grid.folder.glob("notebooks/*.ipynb")]
     runs = sorted(grid.folder.glob("runs/*/*/config.json"))
     on = json.loads(runs[-1].read_text(encoding="utf-8"))["machine"]
-    seen = _means(_usual(_read(grid), grid.settings.data.source), ["variant"]).astype(float)
+    seen = _means(_usual(_read(grid), grid.settings.data.source), ["variant"]).astype(
+        float).groupby(level="variant").mean()
     line = {"preset": preset, "device": on["device"], "device_name": on["device_name"],
             "cores": on["cores"], "minutes": round((max(r["finished"] for r in finished) - min(
                 r["finished"] - r["seconds"] for r in finished)) / 60, 1),
@@ -352,7 +353,7 @@ def guide(grid: Grid) -> str:
                      "Disk": none if first is None else f"{first.disk_mb:g} MB",
                      "You should see": "; ".join(f"`{v}`: {', '.join(part)}" for v, part in
                                                  numbers.items()) or none})
-    notes = [f"`{preset}`: {line.cores} cores ({line.device_name}), mean load at the end "
+    notes = [f"`{preset}`: {line.cores:g} cores ({line.device_name}), mean load at the end "
              f"{line.busy:g} (above the number of cores, other work shared them). "
              for (preset, _), line in told.iterrows()]
     return markdown(pd.DataFrame(rows).set_index("Command")) + (
