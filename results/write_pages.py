@@ -366,10 +366,12 @@ def _rendered(grid: Grid) -> str:
     """Time of all notebooks of sc and te, seed 0, over finished runs: from the published copies."""
     books = [node.notebook for node in pipeline.select(pipeline.build(choose(
         grid.preset, "sc,te", "0", results=str(ROOT / "results"))), "")]
-    seconds = [[read_json(path)["metadata"]["tevq"]["seconds"] for path in
-                (ROOT / "results" / grid.preset / "notebooks").glob(f"{book}*.ipynb")]
-               for book in books]
-    return in_words(sum(sum(found) / len(found) for found in seconds))
+    seconds = {book: [read_json(path)["metadata"]["tevq"]["seconds"] for path in
+                      (ROOT / "results" / grid.preset / "notebooks").glob(f"{book}*.ipynb")]
+               for book in books}
+    absent = [book[:2] for book, found in seconds.items() if not found]  # not published
+    return in_words(sum(sum(seconds[book]) / len(seconds[book]) for book in books
+                        if seconds[book])) + f", without {', '.join(absent)}" * bool(absent)
 
 
 def _anew(grid: Grid, device: str) -> str:

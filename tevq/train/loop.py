@@ -85,7 +85,7 @@ class Loop:
                 raise StoppedError(self._stopped(done, "interrupted"))
             progress.total = self.total
             progress.step(done)
-        Loop.stepping = False
+        Loop.stepping, progress.total = False, self.total
         progress.end(self.seconds)
 
     def watch(self, *values: Tensor) -> None:
