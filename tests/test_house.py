@@ -21,7 +21,8 @@ BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first laye
 # On top: they import what they like, and no layer imports them. Values: who may import them.
 TOP = {"bench": set(), "lease": {"__main__", "leased"}, "leased": set(),
        "pipeline": {"__main__", "notebook", "lease"}, "pretrained": {"__main__"},
-       "cluster": {"pipeline"}, "execute": {"pipeline", "cluster"},
+       "cluster": {"pipeline"}, "execute": {"pipeline", "cluster", "forecast"},
+       "forecast": {"pipeline", "__main__"},
        "notebook": set(), "__main__": set(), "__init__": set()}
 PAPER = ("models/quantizer", "models/vqgan", "models/losses", "models/transformer",
          "train/stage1", "train/stage2")

@@ -249,6 +249,19 @@ def test_only_what_papermill_injects_is_checked(tmp_path, monkeypatch):
                                    cwd=str(FOLDER), progress_bar=False)
 
 
+def test_another_clone_than_the_one_around_the_notebook_is_named(tmp_path, monkeypatch, capsys):
+    """Two clones share an environment in which one of them is installed."""
+    (tmp_path / "tevq").mkdir()
+    (tmp_path / "tevq/notebook.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    named = f"tevq comes from {FOLDER.parent}, not from {tmp_path}; so do"
+    for folder, words in ((FOLDER, ""), (tmp_path, ""), (tmp_path / "notebooks", named)):
+        monkeypatch.chdir(folder)
+        notebook.start(dict(NOTEBOOKS["01_dataset"]), "01_dataset")
+        said = capsys.readouterr().out
+        assert said.startswith(words) and bool(said) == bool(words)
+
+
 def test_fraction_and_overrides_reach_the_settings():
     values = NOTEBOOKS["04_stage2"] | {"fraction": 0.5, "overrides": {"stage2.steps": 9}}
     found = notebook.start(values, "04_stage2").settings

@@ -46,8 +46,8 @@ def kill_at(monkeypatch, saved_step: int):
     """Every step is saved; the process dies right after the save of `saved_step`."""
     original = loop.Loop.__init__
 
-    def always_save(self, run, parts, total, save_seconds=60):
-        original(self, run, parts, total, save_seconds=-1)
+    def always_save(self, *words, **more):
+        original(self, *words, **more | {"save_seconds": -1})
 
     save = runs.Run.save
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from tevq import lease, pipeline, presets
+from tevq import forecast, lease, pipeline, presets
 from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
 from tevq.grid import choose
 
@@ -115,9 +115,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         return 0
     made = pipeline.plan(grid, options.notebooks, options.force, folder)
     if options.dry_run:
-        for label, reason in made.reasons.items():
-            print(f"{'run ' if reason else 'skip'}  {label:27}  "
-                  f"{reason or 'finished and unchanged'}")
+        print(forecast.table(made))
         return 0
     return pipeline.run(made, options.jobs, BEGAN + options.budget, options.scheduler,
                         options.slurm)

@@ -18,7 +18,8 @@ from tevq.runs.run import Run, open_run, origin, parents
 from tevq.train import regularizers as arms
 from tevq.train.classifier import train as train_classifier
 from tevq.train.cuda_graph import CudaGraph, set_rate
-from tevq.train.loop import Batches, Loop
+from tevq.train.loop import Batches, Loop, interruptible
+from tevq.train.progress import Progress
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
 KMEANS_VECTORS = 20_000  # encoder outputs from which the codes start
@@ -35,7 +36,7 @@ def train(settings: Settings, results=None) -> Run:
     if parent := origin(settings):
         train(parent, results)
     run = open_run(settings, "stage1", results)
-    with run.lock():
+    with run.lock(), interruptible():
         if not run.has_weights:
             Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
@@ -68,7 +69,7 @@ class Trainer:
         self.loop = Loop(self.run, {
             "model": self.model, "critic": learner.discriminator, "usage": self.usage,
             "optimizer": learner.optimizer, "critic_optimizer": learner.discriminator_optimizer,
-        }, s.steps)
+        }, s.steps, picture=self.picture)
         if self.loop.fresh:
             began = time.monotonic()
             self.init_codebook()
@@ -80,7 +81,7 @@ class Trainer:
                 set_rate(optimizer, s.lr * rate(s, step))
             adversarial = step >= s.disc_start and s.disc_weight > 0
             if adversarial and step == s.disc_start:
-                print(f"{self.run.name}: step {step:,}, the discriminator starts")
+                self.loop.progress.say(f"step {step:,}, the discriminator starts")
             x = self.images(step)
             learner.extras.before(self.model, x, self.settings.seed, step)
             metrics, codes = update(x, adversarial)
@@ -101,10 +102,13 @@ class Trainer:
         """
         if self.s.codebook_start == "uniform":
             return
-        print(f"{self.run.name}: {self.s.warmup_steps:,} steps before the codes start", flush=True)
+        steps = self.s.warmup_steps
+        progress = Progress(f"{self.run.name}: before the codes start", steps)
         autoencoder_step = CudaGraph(self.learner.autoencoder_step, self.learner.where)
-        for step in range(self.s.warmup_steps):
+        for step in range(steps):
             autoencoder_step(self.images(step))
+            progress.step(step + 1)
+        progress.say(f"{steps:,} steps")
         self.model.quantizer.init_codes(self.some_features(), self.settings.seed)
 
     @torch.no_grad()
@@ -123,6 +127,15 @@ class Trainer:
         x = scenes.render(self.scenes, self.items, self.batches[step])
         return x.contiguous(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def picture(self) -> tuple[Tensor, str]:
+        """The first training scenes (upper row) and their reconstructions."""
+        x = scenes.render(self.scenes, self.items, torch.arange(min(6, len(self.scenes.case))))
+        with self.learner.where.autocast():
+            y = self.model(x)[0]
+        rows = [torch.cat(list(row), dim=2) for row in (x, y.float())]  # (3, S, 6 S) each
+        return torch.cat(rows, dim=1), "training scenes, and below them their reconstructions"
+
     def log(self, metrics: dict[str, Tensor]) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         codebook = self.model.quantizer.table().detach()
@@ -130,8 +143,8 @@ class Trainer:
         self.usage.counts.zero_()
         self.loop.log(**metrics, **health, orthogonality=orthogonality(codebook))
         if health["codes_used"] < 3:
-            print(f"{self.run.name}: step {self.loop.step + 1:,}, the codebook has collapsed to "
-                  f"{health['codes_used']} codes")
+            self.loop.progress.say(f"step {self.loop.step + 1:,}, the codebook has collapsed to "
+                                   f"{health['codes_used']} codes")
 
 
 class Learner:

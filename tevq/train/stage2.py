@@ -24,7 +24,7 @@ from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 from tevq.train.cuda_graph import CudaGraph, set_rate
-from tevq.train.loop import Batches, Loop
+from tevq.train.loop import Batches, Loop, interruptible
 from tevq.train.muon import Muon, block_matrices
 
 LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
@@ -41,7 +41,7 @@ def train(settings: Settings, results=None) -> Run:
     checkpoint. Raises DivergedError when loss or gradient are no longer finite.
     """
     run = open_run(settings, "stage2", results)
-    with run.lock():
+    with run.lock(), interruptible():
         if not run.has_weights:
             Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
@@ -73,7 +73,7 @@ class Trainer:
         """All steps, then the weights and a summary."""
         s, peaks = self.s, {"muon": self.s.muon_lr, "adam": self.s.lr}
         loop = Loop(self.run, {"model": self.model} | self.optimizers
-                    | ({"end": self.end} if s.until else {}), s.steps)
+                    | ({"end": self.end} if s.until else {}), s.steps, picture=self.picture)
         loop.total = int(self.end.steps)
         for step in loop:
             share = schedule(s.schedule, step, loop.total, s.warmup_steps)
@@ -108,6 +108,16 @@ class Trainer:
             self.captions = torch.from_numpy(written).to(self.where.device)
         text, codes = self.captions[index].long(), self.codes[index].long()
         return direction, self.update(text, codes, direction)
+
+    def picture(self) -> tuple[Tensor, str]:
+        """Four training captions, painted."""
+        captions = self.scenes.caption[:4]
+        self.model.eval()
+        codes = self.evaluator.text_to_image(self.model, captions, self.settings.evaluation,
+                                             self.settings.seed)
+        self.model.train()
+        read = "<br>".join(map(self.evaluator.tokenizer.decode, captions))
+        return torch.cat(list(self.evaluator.decode(codes)), dim=2), f"captions, painted<br>{read}"
 
     def probe(self) -> list[dict]:
         """Points of the learning curves: digit accuracy per case on validation scenes.
