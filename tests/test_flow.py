@@ -134,8 +134,8 @@ def test_curves_are_painted_at_random_and_written_greedily(study):
         assert len(calls) == 2 * 2  # two points of two splits
         assert {(call[0], call[3]) for call in calls} == {(10, greedy)}
     trainer, = study.seen["stage2", "trainer"]
-    assert list(trainer.probes) == ["val", "val_seen"]
-    for name, (part, _) in trainer.probes.items():
+    assert list(trainer.curve.probes) == ["val", "val_seen"]
+    for name, (part, _) in trainer.curve.probes.items():
         assert part.sha256() == split(study, name)[0].sha256()
 
 

@@ -175,9 +175,11 @@ CONSTANTS = {
         20_000, f"{HAND}::test_codes_start_from_features_of_the_first_batches"),
     "train.stage2.LOG_EVERY": (23, "test_training::test_turns_keep_their_share_at_every_step"),
     "train.stage2.LOGGED": (("loss", "text_loss", "image_loss"), f"{GUARDED}"),
-    "train.stage2.DIRECTIONS": ({"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)},
-                                "test_training::test_turns_keep_their_share_at_every_step"),
-    "train.stage2.PROBES": (
+    "train.curve.TASKS": ({"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)},
+                          "test_training::test_turns_keep_their_share_at_every_step"),
+    "train.curve.GREEDY": (
+        "t2i_greedy", "test_training::test_until_ends_stage_2_early_and_the_rate_falls_from_there"),
+    "train.curve.SPLITS": (
         ("val", "val_seen"), f"{FLOW}::test_curves_are_painted_at_random_and_written_greedily"),
     "evaluate.evaluate.PROBE_ITEMS": (
         100, f"{FLOW}::test_seeds_reach_the_order_of_the_data_and_sampling"),

@@ -21,7 +21,7 @@ from tevq.models.official import PATTERNS, Official, sinusoids, visible
 from tevq.models.sampling import generate_captions, generate_images
 from tevq.runs import devices
 from tevq.runs.run import open_run
-from tevq.train import stage1, stage2
+from tevq.train import curve, stage1, stage2
 
 V, K, L, GRID = 11, 7, 6, 4
 N = GRID * GRID
@@ -403,7 +403,7 @@ def test_all_switches_train_and_evaluate(trained):
     assert run.record["settings"]["stage2"]["architecture"] == "official"
     points = [row for row in run.metrics() if "probe" in row]
     assert {(row["probe"], row["task"]) for row in points} == {
-        (split, task) for split in stage2.PROBES for task in ("t2i", "i2t")}
+        (split, task) for split in curve.SPLITS for task in ("t2i", "i2t")}
     start = transformer.build(s).state_dict()
     assert run.weights().keys() == start.keys()
     rows = open_run(s, "evaluation", trained).summary()["rows"]

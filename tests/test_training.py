@@ -11,6 +11,7 @@ import torch
 from small import FEATURES, tiny
 
 from tevq.config import SettingsError
+from tevq.data.scenes import CASES
 from tevq.data.source import SourceImages, load_source
 from tevq.evaluate import evaluate, evaluator
 from tevq.evaluate import evaluate as evaluation
@@ -21,7 +22,7 @@ from tevq.runs import devices
 from tevq.runs import run as runs
 from tevq.runs.run import open_run
 from tevq.runs.storage import load_tree
-from tevq.train import classifier, loop, stage1, stage2
+from tevq.train import classifier, curve, loop, stage1, stage2
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +261,11 @@ def test_learning_curve_has_both_splits_and_all_cases(trained):
     rows = open_run(tiny(), "stage2", trained).metrics()
     for split in ("val", "val_seen"):
         for task in ("t2i", "i2t"):
-            sequences, cases = stage2.curve(rows, split, task)
-            assert sequences.tolist() == [12, 24]
-            assert set(cases) == {"quad1", "quad2", "quad3", "quad4", "center"}
-            assert all(len(v) == 2 and (v >= 0).all() and (v <= 1).all() for v in cases.values())
+            points = [row for row in rows if (row.get("probe"), row.get("task")) == (split, task)]
+            assert [point["sequences"] for point in points] == [12, 24]
+            for point in points:
+                assert all(0 <= point[case] <= 1 for case in CASES)
+                assert ("nats" in point) == (task == "t2i")
 
 
 def test_schedules():
@@ -350,14 +352,14 @@ def test_until_ends_stage_2_early_and_the_rate_falls_from_there(tmp_path, monkey
     the new end forgotten by a resumed training."""
     settings = tiny(**{"stage2.until": 0.5, "stage2.steps": 60, "stage2.probe_every": 5})
     stage1.train(settings, tmp_path)
-    probe, asked, rates = stage2.Trainer.probe, [], []
+    points_of, asked, rates = curve.Curve.points, [], []
 
-    def scripted(self):
+    def scripted(self, model):
         """Only at step 15 the watched point is good; all other points always are."""
         asked.append(0)
-        points = probe(self)
+        points = points_of(self, model)
         for point in points:
-            watched = (point["probe"], point["task"]) == ("val_seen", stage2.GREEDY)
+            watched = (point["probe"], point["task"]) == ("val_seen", curve.GREEDY)
             good = not watched or len(asked) >= 3
             point |= {f"quad{n}": 0.6 * good for n in (1, 2, 3, 4)}
         return points
@@ -365,7 +367,7 @@ def test_until_ends_stage_2_early_and_the_rate_falls_from_there(tmp_path, monkey
     def set_rate(optimizer, rate):
         rates.append(rate)
 
-    monkeypatch.setattr(stage2.Trainer, "probe", scripted)
+    monkeypatch.setattr(curve.Curve, "points", scripted)
     monkeypatch.setattr(stage2, "set_rate", set_rate)
     with monkeypatch.context() as inner:
         kill_at(inner, 20)

@@ -5,33 +5,23 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tevq.config import Settings, Stage2Config
 from tevq.data.scenes import fresh_captions
 from tevq.data.source import class_names
-from tevq.evaluate.evaluator import (
-    Evaluator,
-    case_values,
-    encode_scenes,
-    encoded_split,
-    mean_nats,
-    split_of,
-)
+from tevq.evaluate.evaluator import Evaluator, encoded_split, split_of
 from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 from tevq.train.cuda_graph import CudaGraph, set_rate
+from tevq.train.curve import Curve, falling_end, learned
 from tevq.train.loop import Batches, Loop, interruptible
 from tevq.train.muon import Muon, block_matrices
 
 LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
 LOGGED = ("loss", "text_loss", "image_loss")
-DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
-PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
-GREEDY = "t2i_greedy"  # its task where `until` is set
 
 
 def train(settings: Settings, results=None) -> Run:
@@ -65,7 +55,7 @@ class Trainer:
         self.model = build(settings, where.dtype).to(where.device)
         self.optimizers = build_optimizers(self.model, self.s)
         self.update = CudaGraph(partial(update, self.model, self.optimizers, self.s), where)
-        self.probes = {split: split_of(settings, split, self.s.probe_scenes) for split in PROBES}
+        self.curve = Curve(settings, self.evaluator, where)
         self.end = torch.nn.Module()  # a buffer, because `until` makes it part of the state
         self.end.register_buffer("steps", torch.tensor(self.s.steps))
 
@@ -86,7 +76,7 @@ class Trainer:
                 loop.log(direction=direction, sequences=sequences,
                          **{name: metrics[name] for name in LOGGED})
             if s.probe_scenes and ((step + 1) % s.probe_every == 0 or last):
-                for point in self.probe():
+                for point in self.curve.points(self.model):
                     loop.log(**point, sequences=sequences)
                     if loop.total == s.steps and learned(point, s.until):
                         loop.total = min(s.steps, falling_end(step + 1, s.warmup_steps))
@@ -118,35 +108,6 @@ class Trainer:
         self.model.train()
         read = "<br>".join(map(self.evaluator.tokenizer.decode, captions))
         return torch.cat(list(self.evaluator.decode(codes)), dim=2), f"captions, painted<br>{read}"
-
-    def probe(self) -> list[dict]:
-        """Points of the learning curves: digit accuracy per case on validation scenes.
-
-        Of held-out combinations (`val`) and seen ones (`val_seen`), in every trained direction;
-        images are sampled, captions greedy. Text->image also has the `nats` of the true codes of an
-        image, which change before any digit is right; with `until`, also a point of greedy images.
-        """
-        self.model.eval()
-        options, seed, points = self.settings.evaluation, self.settings.seed, []
-        for split, (scenes, items) in self.probes.items():
-            truth = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
-            for task in DIRECTIONS[self.s.directions]:
-                point = {"probe": split, "task": task, "n": len(scenes)}
-                if task == "t2i":
-                    codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
-                    scores = self.evaluator.score_codes(codes, scenes)
-                    point["nats"] = mean_nats(self.model, scenes.caption, truth)
-                else:
-                    texts = self.evaluator.image_to_text(self.model, truth, options, seed, True)
-                    scores = self.evaluator.score_texts(texts, scenes)
-                points.append(point | case_values(scores, scenes, "digit"))
-            if self.s.until:
-                codes = self.evaluator.text_to_image(
-                    self.model, scenes.caption, options, seed, greedy=True)
-                greedy = case_values(self.evaluator.score_codes(codes, scenes), scenes, "digit")
-                points.append({"probe": split, "task": GREEDY, "n": len(scenes)} | greedy)
-        self.model.train()
-        return points
 
 
 def direction_of(step: int, s: Stage2Config) -> str:
@@ -194,23 +155,3 @@ def schedule(name: str, step: int, steps: int, warmup: int) -> float:
     if name == "restarts":
         return 0.5 * (1 + math.cos(math.pi * (6 * progress % 1)))
     return 1.0
-
-
-def learned(point: dict, until: float) -> bool:
-    """Whether a point of the learning curve reaches `until`: greedy images of seen combinations,
-    mean of Quad1 to Quad4."""
-    values = [point.get(f"quad{n}", 0.0) for n in (1, 2, 3, 4)]
-    return 0 < until <= sum(values) / 4 and (point["probe"], point["task"]) == ("val_seen", GREEDY)
-
-
-def falling_end(step: int, warmup: int) -> int:
-    """The number of steps with which `linear` begins to fall at `step`."""
-    return warmup + math.ceil((step - warmup) / 0.6)
-
-
-def curve(rows: list[dict], split: str, task: str = "t2i") -> tuple[np.ndarray, dict]:
-    """Learning curve from metrics: sequences seen (n,), and {case: accuracy (n,)}."""
-    points = [row for row in rows if row.get("probe") == split and row.get("task") == task]
-    cases = [key for key in (points[0] if points else {}) if key.startswith(("quad", "center"))]
-    return (np.array([p["sequences"] for p in points]),
-            {case: np.array([p[case] for p in points], dtype=float) for case in cases})
