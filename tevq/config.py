@@ -321,28 +321,28 @@ def _cast(kind: type, value: Any) -> Any:
 
 
 def _check_combinations(settings: Settings) -> None:
-    """Rules that join two settings."""
-    stage1, size = settings.stage1, settings.data.scene
-    if size % 32 or size < 4 * stage1.stride:
-        raise SettingsError(f"data.scene = {size} does not fit; it must be a multiple of 32 and at "
-                            f"least 4 x stage1.stride, that is {4 * stage1.stride}")
-    if stage1.orthogonality > 0 and stage1.codes > stage1.code_dim:
-        raise SettingsError(
-            f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "
-            "all be orthogonal (equation 5); use codes <= code_dim, or a variant without it"
-        )
-    if stage1.perceptual == "classifier" and settings.classifier.architecture != "own":
-        raise SettingsError("stage1.perceptual = classifier needs classifier.architecture = own; "
-                            f"{settings.classifier.architecture} lends no features")
-    if settings.stage2.until and (settings.stage2.schedule != "linear"
-                                  or settings.stage2.directions == "i2t"
-                                  or not settings.stage2.probe_scenes):
-        raise SettingsError("stage2.until watches painted images of the learning curve; it needs "
-                            "stage2.schedule = linear, directions = both or t2i, probe_scenes > 0")
-    if settings.stage2.architecture == "official" and (
-            settings.stage2.window, settings.stage2.neighbours) != (1, 0):
-        raise SettingsError("stage2.architecture = official looks at single words and codes; add "
-                            "stage2.window=1, stage2.neighbours=0")
+    """Rules that join settings."""
+    one, two, size = settings.stage1, settings.stage2, settings.data.scene
+    for broken, told in (
+        (size % 32 or size < 4 * one.stride,
+         f"data.scene = {size} does not fit; it must be a multiple of 32 and at least 4 x "
+         f"stage1.stride, that is {4 * one.stride}"),
+        (one.orthogonality > 0 and one.codes > one.code_dim,
+         f"stage1.codes = {one.codes} vectors of stage1.code_dim = {one.code_dim} cannot all be "
+         "orthogonal (equation 5); use codes <= code_dim, or a variant without it"),
+        (one.perceptual == "classifier" and settings.classifier.architecture != "own",
+         "stage1.perceptual = classifier needs classifier.architecture = own; "
+         f"{settings.classifier.architecture} lends no features"),
+        (two.until and (two.schedule != "linear" or two.directions == "i2t"
+                        or not two.probe_scenes),
+         "stage2.until watches painted images of the learning curve; it needs stage2.schedule = "
+         "linear, directions = both or t2i, probe_scenes > 0"),
+        (two.architecture == "official" and (two.window, two.neighbours) != (1, 0),
+         "stage2.architecture = official looks at single words and codes; add stage2.window=1, "
+         "stage2.neighbours=0"),
+    ):
+        if broken:
+            raise SettingsError(told)
 
 
 def expand(path: str | Path) -> Path:

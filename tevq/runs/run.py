@@ -2,7 +2,7 @@
 
 `results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON
 object a line), `summary.json` (when finished) and `state/` (checkpoints, weights; not committed).
-One process at a time works on a run, see lock.py.
+One process at a time works on a run, see storage.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 from tevq.config import LOCAL, PUBLISHED, Settings, SettingsError, UserError, digest, results_root
 from tevq.runs import devices
-from tevq.runs.lock import hold
 from tevq.runs.storage import (
     DamagedFileError,
     StorageError,
+    hold,
     load_tree,
     read_json,
     save_tree,
