@@ -1,6 +1,7 @@
 """Writes the generated parts of the pages from the committed tables.
 
-Run it as `python results/write_pages.py`.
+Run it as `python results/write_pages.py`. With `--record smoke` it first notes, in times.csv, what
+the finished command `./run_all.sh --preset smoke` took on this machine, and what came out.
 
 A generated part stands between two marks in a Markdown file. Nothing in it is typed, and a test
 compares it with the tables.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ import pandas as pd
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # finds tevq when it is not installed
 
-from tevq import presets
+from tevq import pipeline, presets
 from tevq.config import SettingsError
 from tevq.data.captions import LENGTH, TEMPLATES, vocabulary
 from tevq.data.source import class_names
@@ -28,11 +30,15 @@ from tevq.report import claims, tables, views, why
 from tevq.report.claims import LEARNED, MARGIN, Claim, text
 from tevq.report.stats import t_interval
 from tevq.report.tables import QUADS, select
+from tevq.runs.budget import in_words
 from tevq.runs.devices import ROOT
-from tevq.runs.run import open_run
-from tevq.runs.storage import write_atomically
+from tevq.runs.run import Run, open_run
+from tevq.runs.storage import read_json, write_atomically
 
 PRESET = "laptop"
+LARGER = ("gpu", "plain")  # presets shown beside it once they have run
+TIMES = ROOT / "results" / "times.csv"
+SEEN = ["text→image", "codes used", "kappa, grid"]  # numbers of the overview, for `guide`
 TABLE2 = "Table 2: text→image digit accuracy in Quad1, trained on all scenes and on a third"
 STRIDES = "At another stride: means over Quad1–4, held-out combinations"
 BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
@@ -81,9 +87,13 @@ def published_grid(preset: str = PRESET) -> Grid:
 
 
 def in_short(grid: Grid) -> str:
-    """What was found, a line per question: every number and verdict comes from the tables."""
-    curve, measured = gain_over_training(grid) or (), why.table(grid)
-    found = answers([*claims.all_claims(_read(grid)), *curve[1:]])
+    """What was found, a line per question: every number and verdict comes from the tables.
+
+    Other presets whose tables are committed have a column each.
+    """
+    there = [name for name in LARGER if (ROOT / "results" / name / "tables/table1.csv").exists()]
+    found = answers(_claims(grid), {name: _claims(published_grid(name)) for name in there})
+    measured = why.table(grid)
     return f"{found}\n\n{second_judge(measured)}" if measured.official_second.any() else found
 
 
@@ -99,28 +109,37 @@ def second_judge(frame: pd.DataFrame) -> str:
     recall = {name: found[f"recall_{name}"].mean() for name in ("official", "greedy")}
     return ("A second judge, another network trained apart, is right on "
             f"{found[real].to_numpy().mean():.1%} of real held-out test items. Of the same painted "
-            f"scenes it says te − sc = {gains[1].mean():+.3f}{_interval(gains[1])}, the first "
-            f"judge {gains[0].mean():+.3f}{_interval(gains[0])}. Accuracy is not variety: of the "
+            f"scenes it says te − sc = {gains[1].mean():+.3f}{_bounds(gains[1])}, the first "
+            f"judge {gains[0].mean():+.3f}{_bounds(gains[0])}. Accuracy is not variety: of the "
             "real items, a share of " + ", and of ".join(
                 f"{x.sc:.2f} (sc) and {x.te:.2f} (te) lies near one that is painted by {name} "
                 "decoding" for name, x in recall.items())
             + f" (seeds {', '.join(map(str, found.index))}).")
 
 
-def _interval(values: pd.Series) -> str:
-    return f" {text(ends)}" if (ends := t_interval(values)) else ""
+def _bounds(values: pd.Series) -> str:
+    return f" {text(ends)}" if (ends := t_bounds(values)) else ""
 
 
-def answers(every: list[Claim]) -> str:
-    """The claims of SHORT as questions with their answers."""
-    found = {line: next((c for c in every if words in c.text and c.values), None)
-             for line, words in SHORT.items()}
-    rows = [{
-        "Compared with `sc`, `te` ...": line, "Does it here?": ANSWERS.get(c.verdict, c.verdict)
-        + f", but within ±{MARGIN}" * (c.small and c.verdict in ANSWERS),
-        "ours [95 % interval], seeds": f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
-        f"{len(c.values)}", "paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"}
-        for line, c in found.items() if c]
+def _claims(grid: Grid) -> list[Claim]:
+    """All claims of a study, that about its learning curves too."""
+    return [*claims.all_claims(_read(grid)), *(gain_over_training(grid) or ())[1:]]
+
+
+def answers(every: list[Claim], larger: dict[str, list[Claim]] | None = None) -> str:
+    """The claims of SHORT as questions with their answers; `larger`: those of other presets."""
+    rows = []
+    for line, words in SHORT.items():
+        if not (c := _find(every, words)):
+            continue
+        rows.append({
+            "Compared with `sc`, `te` ...": line,
+            "Does it here?": ANSWERS.get(c.verdict, c.verdict)
+            + f", but within ±{MARGIN}" * (c.small and c.verdict in ANSWERS),
+            "ours [95 % interval], seeds": _interval(c)}
+            | {f"preset `{name}`": _interval(_find(found, words))
+               for name, found in (larger or {}).items()}
+            | {"paper": "–" if c.paper is None else f"{c.paper:+.{c.digits}f}"})
     if not rows:
         return "Nothing has run yet."
     return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
@@ -129,11 +148,21 @@ def answers(every: list[Claim]) -> str:
             f"*No difference*: {VERDICTS['no difference']}. *Undecided*: none of these.")
 
 
+def _find(every: list[Claim], words: str) -> Claim | None:
+    return next((c for c in every if words in c.text and c.values), None)
+
+
+def _interval(c: Claim | None) -> str:
+    """Mean, interval and number of seeds of a claim; a dash without runs."""
+    return "–" if c is None else (f"{c.estimate:+.{c.digits}f} {text(c.interval, c.digits)}, "
+                                  f"{len(c.values)}")
+
+
 def results(grid: Grid) -> str:
     """All results of a study: means, claims with their verdicts, why, and every table."""
     built = _read(grid)
     family, curve = claims.family(built["table1"]), gain_over_training(grid) or ()
-    every = [*claims.all_claims(built), *curve[1:]]
+    every = _claims(grid)
     parts = [f"*{views.caption(grid, built['table1'])}.*",
              "Digit accuracies on combinations never seen in training, means of Quad1–4:",
              markdown(overview(built)),
@@ -303,6 +332,88 @@ def scaling(grid: Grid) -> str:
         "seeds are 15 times as much.*")
 
 
+def record(preset: str) -> None:
+    """A line of times.csv about the finished study of a preset in `results/local`."""
+    grid = choose(preset)
+    finished = [read_json(path) for path in (grid.folder / "logs").glob("*.json")]
+    copies = [read_json(path)["metadata"]["tevq"] for path in grid.folder.glob("notebooks/*.ipynb")]
+    runs = sorted(grid.folder.glob("runs/*/*/config.json"))
+    on = json.loads(runs[-1].read_text(encoding="utf-8"))["machine"]
+    seen = _means(_usual(_read(grid), grid.settings.data.source), ["variant"]).astype(
+        float).groupby(level="variant").mean()
+    line = {"preset": preset, "device": on["device"], "device_name": on["device_name"],
+            "cores": on["cores"], "minutes": round((max(r["finished"] for r in finished) - min(
+                r["finished"] - r["seconds"] for r in finished)) / 60, 1),
+            "memory_gb": round(max(c["memory_mb"] for c in copies) / 1000, 1),
+            "disk_mb": round(sum(f.stat().st_size for f in grid.folder.rglob("*")) / 1e6),
+            "busy": round(os.getloadavg()[2], 1), "commit": on["commit"],
+            **{f"{name}, {v}": round(seen.loc[v, name], 3) for name in SEEN for v in seen.index}}
+    old = _times()
+    old = old[(old.preset != preset) | (old.device != on["device"])]
+    pd.concat([old, pd.DataFrame([line])]).to_csv(TIMES, index=False, lineterminator="\n")
+
+
+def _times() -> pd.DataFrame:
+    return pd.read_csv(TIMES) if TIMES.exists() else pd.DataFrame(columns=["preset", "device"])
+
+
+def guide(grid: Grid) -> str:
+    """A line a command: time, memory, disk, and the numbers that one should see."""
+    told, none = _times().set_index(["preset", "device"]), "not measured yet"
+    study = f"--preset {grid.preset} --variants sc,te --seeds"
+    seen = overview(_read(grid)).loc[["sc", "te"], SEEN]
+    anew, rows = {device: _anew(grid, device) for device in ("cpu", "cuda")}, []
+    for preset, words in (("smoke", ""), (grid.preset, f"{study} 0"), (grid.preset, f"{study} 7"),
+                          ("gpu", "--preset gpu"), ("paper", "--preset paper")):
+        here = {d: told.loc[preset, d] for d in ("cpu", "cuda") if (preset, d) in told.index}
+        times = {d: f"{line.minutes:g} min" for d, line in here.items()}
+        if words.startswith(study):
+            times = {"cpu": _rendered(grid)} if words.endswith(" 0") else anew
+        first = next(iter(here.values()), None)
+        numbers = {v: [f"{n} {seen.loc[v, n]}" for n in SEEN] for v in seen.index} \
+            if preset == grid.preset else {} if first is None else {
+                v: [f"{n} {first[f'{n}, {v}']:g}" for n in SEEN] for v in ("sc", "te")}
+        rows.append({"Command": f"`./run_all.sh {words}`".replace(" `", "`"),
+                     "Two cores": times.get("cpu", none), "A GPU": times.get("cuda", none),
+                     "Memory of a notebook": none if first is None else f"{first.memory_gb:g} GB",
+                     "Disk": none if first is None else f"{first.disk_mb:g} MB",
+                     "You should see": "; ".join(f"`{v}`: {', '.join(part)}" for v, part in
+                                                 numbers.items()) or none})
+    notes = [f"`{preset}`: {line.cores:g} cores ({line.device_name}), mean load at the end "
+             f"{line.busy:g} (above the number of cores, other work shared them). "
+             for (preset, _), line in told.iterrows()]
+    return markdown(pd.DataFrame(rows).set_index("Command")) + (
+        f"\n\n*{''.join(notes)}Seed 0 of `laptop` comes trained; the line below trains anew: means "
+        "of the committed trainings and evaluations, one after the other. Text→image is digit "
+        "accuracy on held-out combinations, sampled, mean of Quad1–4.*")
+
+
+def _rendered(grid: Grid) -> str:
+    """Time of all notebooks of sc and te, seed 0, over finished runs: from the published copies."""
+    books = [node.notebook for node in pipeline.select(pipeline.build(choose(
+        grid.preset, "sc,te", "0", results=str(ROOT / "results"))), "")]
+    seconds = {book: [read_json(path)["metadata"]["tevq"]["seconds"] for path in
+                      (ROOT / "results" / grid.preset / "notebooks").glob(f"{book}*.ipynb")]
+               for book in books}
+    absent = [book[:2] for book, found in seconds.items() if not found]  # not published
+    return in_words(sum(sum(seconds[book]) / len(seconds[book]) for book in books
+                        if seconds[book])) + f", without {', '.join(absent)}" * bool(absent)
+
+
+def _anew(grid: Grid, device: str) -> str:
+    """Time of a seed of sc and te that nobody has trained: twice the mean of each kind of run."""
+    total, names = 0.0, {}
+    for kind in ("stage1", "quantizer", "stage2", "evaluation"):
+        runs = [Run(path.parent, {}) for path in sorted(
+            (ROOT / "results" / grid.preset / "runs" / kind).glob("*/summary.json"))]
+        told = [run for run in runs if run.made_on.get("device") == device]
+        if not told:
+            return "not measured yet"
+        total += 2 * sum(run.summary()["seconds"] for run in told) / len(told)
+        names |= dict.fromkeys(run.made_on["device_name"] for run in told)
+    return f"{in_words(total)} ({', '.join(names)})"
+
+
 def sizes(grid: Grid) -> str:
     """What the presets differ in, a column a preset."""
     found = {}
@@ -420,7 +531,8 @@ def _measured(grid: Grid, preset: str, kind: str) -> str:
 Part = Callable[[Grid], str]
 PAGES: dict[str, dict[str, Part]] = {
     "README.md": {"short": in_short},
-    "tevq/README.md": {"files": files, "presets": sizes, "official": official, "scaling": scaling},
+    "tevq/README.md": {"files": files, "presets": sizes, "official": official, "guide": guide,
+                       "scaling": scaling},
     "results/laptop/README.md": {"results": results},
     "results/benchmarks/README.md": {"speed": speed},
     "results/reliability.md": {"promises": promises},
@@ -439,6 +551,8 @@ def updated(page: str, old: str, grid: Grid) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--record"]:
+        record(sys.argv[2])
     for page in PAGES:
         path = ROOT / page
         text_now = updated(page, path.read_text(encoding="utf-8"), published_grid())

@@ -49,7 +49,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_later(tmp_path, monkeypatch):
     """Planted fault: the error of the system as it is, a traceback without advice."""
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
-    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1,))
+    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1, None))
     whole = stage1.train(tiny(), tmp_path / "whole")
     save = runs.Run.save
 

@@ -31,8 +31,8 @@ from tevq.train import loop, stage1
 stage1.KMEANS_VECTORS = 400
 begin, save = loop.Loop.__init__, loop.Loop.save
 
-def always_save(self, run, parts, total, save_seconds=60):
-    begin(self, run, parts, total, save_seconds=-1)
+def always_save(self, *words, **more):
+    begin(self, *words, **more | {{"save_seconds": -1}})
 
 def save_and_wait(self, step):
     save(self, step)
@@ -92,7 +92,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys):
     killer.join()
     said = capsys.readouterr().out
     assert "2 Dask workers, without GPUs" in said and "3 done, 0 unchanged" in said
-    assert "going on at step 3 of 6" in (there / "smoke/logs/03_stage1-te-s0.log").read_text()
+    assert "goes on from step 3 of 6" in (there / "smoke/logs/03_stage1-te-s0.log").read_text()
     assert not list(there.rglob(".signal-*"))
     assert main([*words, str(here), "--jobs", "1"], folder) == 0
     # weights carry the digest of their content in their names, so these are compared too

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tevq.runs import devices
 
@@ -111,3 +112,17 @@ def test_a_repository_of_somebody_else_is_read(repository, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     assert devices.commit(repository) == head != "unknown"
+
+
+@pytest.mark.parametrize(("has", "precision", "found"), [
+    (False, "auto", "float32"), (True, "auto", "bfloat16"), (True, "float32", "float32"),
+    (False, "bfloat16", "bfloat16")])
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, has, precision, found):
+    """Planted fault: old versions of torch, which cannot be asked, end in an AttributeError."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has, raising=False)
+    assert devices.detect(precision).precision == found
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert devices.detect().precision == "float32"

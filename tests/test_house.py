@@ -19,13 +19,15 @@ LAYERS = (("config", "presets", "grid"), ("runs",), ("data",), ("models",), ("ev
           ("train",), ("report",))
 BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first layer
 # On top: they import what they like, and no layer imports them. Values: who may import them.
-TOP = {"bench": set(), "pipeline": {"__main__", "notebook"}, "pretrained": {"__main__"},
-       "cluster": {"pipeline"}, "execute": {"pipeline", "cluster"},
+TOP = {"bench": set(), "lease": {"__main__", "leased"}, "leased": set(),
+       "pipeline": {"__main__", "notebook", "lease"}, "pretrained": {"__main__"},
+       "cluster": {"pipeline"}, "execute": {"pipeline", "cluster", "forecast"},
+       "forecast": {"pipeline", "__main__"},
        "notebook": set(), "__main__": set(), "__init__": set()}
 PAPER = ("models/quantizer", "models/vqgan", "models/losses", "models/transformer",
          "train/stage1", "train/stage2")
 GOAL = 6_000  # lines; `tevq/README.md` says what stands in the way
-LIMITS = {"lines": 8_450, "modules": 47, "subpackages": 8, "chain": 9, "file": 350,
+LIMITS = {"lines": 9_300, "modules": 52, "subpackages": 8, "chain": 9, "file": 360,
           "function": 45, "paper": 1_200}
 
 

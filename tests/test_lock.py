@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tevq import presets
-from tevq.runs import devices, lock
+from tevq.runs import devices
+from tevq.runs import storage as lock
 from tevq.runs.run import LostLockError, open_run
 from tevq.runs.storage import StorageError, read_json
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.promise("two-runs")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tevq.runs import lock
+from tevq.runs import storage as lock
 with lock.hold(Path(sys.argv[1]), "work"):
     print("held", flush=True)
     time.sleep(60)

@@ -176,7 +176,7 @@ def test_stripping_keeps_what_is_checked(tmp_path: Path):
 
 
 def test_tiny_settings_are_allowed_for_every_variant():
-    for variant in presets.VARIANTS:
+    for variant in presets.PAPER:
         presets.load("smoke", variant, check.SEED, check.TINY)
 
 
@@ -247,6 +247,19 @@ def test_only_what_papermill_injects_is_checked(tmp_path, monkeypatch):
     with pytest.raises(PapermillExecutionError, match="parameter of 01_dataset 'presett'"):
         papermill.execute_notebook(tmp_path / "book.ipynb", None, {"presett": "laptop"},
                                    cwd=str(FOLDER), progress_bar=False)
+
+
+def test_another_clone_than_the_one_around_the_notebook_is_named(tmp_path, monkeypatch, capsys):
+    """Two clones share an environment in which one of them is installed."""
+    (tmp_path / "tevq").mkdir()
+    (tmp_path / "tevq/notebook.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    named = f"tevq comes from {FOLDER.parent}, not from {tmp_path}; so do"
+    for folder, words in ((FOLDER, ""), (tmp_path, ""), (tmp_path / "notebooks", named)):
+        monkeypatch.chdir(folder)
+        notebook.start(dict(NOTEBOOKS["01_dataset"]), "01_dataset")
+        said = capsys.readouterr().out
+        assert said.startswith(words) and bool(said) == bool(words)
 
 
 def test_fraction_and_overrides_reach_the_settings():

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.promise("numbers")
 @pytest.fixture(autouse=True)
 def save_every_step(monkeypatch):
     monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
-    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1,))
+    monkeypatch.setattr(loop.Loop.__init__, "__defaults__", (-1, None))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tevq.models.official import PATTERNS, Official, sinusoids, visible
 from tevq.models.sampling import generate_captions, generate_images
 from tevq.runs import devices
 from tevq.runs.run import open_run
-from tevq.train import stage1, stage2
+from tevq.train import curve, stage1, stage2
 
 V, K, L, GRID = 11, 7, 6, 4
 N = GRID * GRID
@@ -111,6 +111,18 @@ def test_positions_of_codes_are_sinusoids_of_row_and_column():
               np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
     torch.testing.assert_close(found[5], torch.tensor(wanted, dtype=torch.float32))
     assert found[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_inputs_are_embeddings_plus_positions():
+    """Words have learned positions; every PAD the embedding of its own place."""
+    model, (text, codes) = small(), batch()
+    ids = torch.where(text == PAD, V + torch.arange(L), text)
+    torch.testing.assert_close(model.embed_text(text),
+                               model.words.weight[ids] + model.text_position.weight)
+    flat = codes.flatten(1)
+    wanted = model.codes.weight[flat] + sinusoids(GRID, 32)
+    torch.testing.assert_close(model.embed_image(flat), wanted)
+    torch.testing.assert_close(model.embed_image(flat, 3, 5), wanted[:, 3:5])
 
 
 # -------------------------------------------------------------------------------- the network
@@ -391,7 +403,7 @@ def test_all_switches_train_and_evaluate(trained):
     assert run.record["settings"]["stage2"]["architecture"] == "official"
     points = [row for row in run.metrics() if "probe" in row]
     assert {(row["probe"], row["task"]) for row in points} == {
-        (split, task) for split in stage2.PROBES for task in ("t2i", "i2t")}
+        (split, task) for split in curve.SPLITS for task in ("t2i", "i2t")}
     start = transformer.build(s).state_dict()
     assert run.weights().keys() == start.keys()
     rows = open_run(s, "evaluation", trained).summary()["rows"]

@@ -16,8 +16,8 @@ from tevq.config import SettingsError
 from tevq.data.scenes import render
 from tevq.evaluate import evaluate as evaluation
 from tevq.evaluate import evaluator
-from tevq.evaluate.evaluator import Generator
 from tevq.models import transformer
+from tevq.pretrained import Generator
 from tevq.report import tables
 from tevq.runs.run import open_run
 from tevq.train import stage1, stage2

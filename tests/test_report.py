@@ -143,6 +143,18 @@ def test_answers_of_the_front_page():
     assert found == ["yes", "no, the reverse", "yes, but within ±0.03", "undecided"]
 
 
+def test_the_front_page_shows_larger_presets_beside_ours():
+    """Planted fault: the numbers of one preset in the column of another."""
+    words = next(iter(pages.SHORT.values()))
+    ours, other = (claims.Claim(words, "4.1", values, 0.1) for values in ((0.2, 0.21), (0.5, 0.51)))
+    shown = pages.answers([ours], {"gpu": [other], "plain": []}).splitlines()
+    head, row = (line.strip("| ").split(" | ") for line in (shown[0], shown[2]))
+    cells = dict(zip(head, row, strict=True))
+    assert cells["preset `gpu`"].startswith("+0.505 [") and cells["preset `plain`"] == "–"
+    assert cells["ours [95 % interval], seeds"].startswith("+0.205 [")
+    assert cells["paper"] == "+0.100"
+
+
 def test_a_gain_that_shrinks(tmp_path):
     """Logs by hand: te leads by 0.4 in the first half and by 0.1 in the second."""
     grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))

@@ -269,4 +269,4 @@ def test_loop_goes_on_where_it_was_saved(tmp_path, capsys):
     for step in loop:
         again.value += step
     assert again.value == sum(range(10))
-    assert "going on at step 6" in capsys.readouterr().out
+    assert "goes on from step 6" in capsys.readouterr().out

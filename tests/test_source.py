@@ -23,8 +23,9 @@ from tevq.data import source as items
 from tevq.data.captions import Tokenizer, parse
 from tevq.data.source import SourceImages, cache_folder, data_root, load_source
 from tevq.evaluate import evaluate
-from tevq.evaluate.evaluator import Evaluator, Generator
+from tevq.evaluate.evaluator import Evaluator
 from tevq.models import transformer
+from tevq.pretrained import Generator
 from tevq.train import stage1, stage2
 
 FIXED = [name for name in items.SOURCES if not name.endswith(":")]

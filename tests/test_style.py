@@ -13,8 +13,10 @@ from tevq.report import style
 def test_every_variant_has_its_own_look():
     for table in (style.COLOURS_OF, style.MARKERS_OF, style.NAMES_OF, style.LOOK["dashes"]):
         assert list(table) == list(presets.VARIANTS)
-    for table in (style.COLOURS_OF, style.MARKERS_OF, style.NAMES_OF):
-        assert len(set(table.values())) == len(table)
+    for table in (style.COLOURS_OF, style.MARKERS_OF):
+        assert len({table[name] for name in presets.PAPER}) == len(presets.PAPER)
+    looks = {(style.COLOURS_OF[name], style.MARKERS_OF[name]) for name in presets.VARIANTS}
+    assert len(looks) == len(set(style.NAMES_OF.values())) == len(presets.VARIANTS)
 
 
 def test_lines_of_variants_have_their_colours():

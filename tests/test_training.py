@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from small import FEATURES, tiny
 
 from tevq.config import SettingsError
+from tevq.data.scenes import CASES
 from tevq.data.source import SourceImages, load_source
 from tevq.evaluate import evaluate, evaluator
 from tevq.evaluate import evaluate as evaluation
@@ -20,7 +22,7 @@ from tevq.runs import devices
 from tevq.runs import run as runs
 from tevq.runs.run import open_run
 from tevq.runs.storage import load_tree
-from tevq.train import classifier, loop, stage1, stage2
+from tevq.train import classifier, curve, loop, stage1, stage2
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def kill_at(monkeypatch, saved_step: int):
     """Every step is saved; the process dies right after the save of `saved_step`."""
     original = loop.Loop.__init__
 
-    def always_save(self, run, parts, total, save_seconds=60):
-        original(self, run, parts, total, save_seconds=-1)
+    def always_save(self, *words, **more):
+        original(self, *words, **more | {"save_seconds": -1})
 
     save = runs.Run.save
 
@@ -68,7 +70,7 @@ def same_tree(a, b) -> bool:
 
 
 @pytest.mark.promise("resume")
-@pytest.mark.parametrize("saved_step", [1, 4])  # before and after the discriminator's start
+@pytest.mark.parametrize("saved_step", [0, 1, 4])  # 1, 4: around the discriminator's start
 def test_stage1_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path, monkeypatch,
                                                          saved_step):
     """Planted faults: the critic's optimizer or the code counts are not saved."""
@@ -259,10 +261,11 @@ def test_learning_curve_has_both_splits_and_all_cases(trained):
     rows = open_run(tiny(), "stage2", trained).metrics()
     for split in ("val", "val_seen"):
         for task in ("t2i", "i2t"):
-            sequences, cases = stage2.curve(rows, split, task)
-            assert sequences.tolist() == [12, 24]
-            assert set(cases) == {"quad1", "quad2", "quad3", "quad4", "center"}
-            assert all(len(v) == 2 and (v >= 0).all() and (v <= 1).all() for v in cases.values())
+            points = [row for row in rows if (row.get("probe"), row.get("task")) == (split, task)]
+            assert [point["sequences"] for point in points] == [12, 24]
+            for point in points:
+                assert all(0 <= point[case] <= 1 for case in CASES)
+                assert ("nats" in point) == (task == "t2i")
 
 
 def test_schedules():
@@ -342,3 +345,44 @@ def test_classifier_learns_and_probe_is_fixed(tmp_path):
     assert summary["colour_accuracy"] > 0.9 and summary["label_accuracy"] > 0.3  # chance is 0.1
     items = load_source("digits", "test")
     assert torch.equal(Probe(items, 5, 0).at(2, 2), Probe(items, 5, 0).at(2, 2))
+
+
+def test_until_ends_stage_2_early_and_the_rate_falls_from_there(tmp_path, monkeypatch):
+    """Planted faults: sampled images or held-out scenes watched; the rate not falling at once;
+    the new end forgotten by a resumed training."""
+    settings = tiny(**{"stage2.until": 0.5, "stage2.steps": 60, "stage2.probe_every": 5})
+    stage1.train(settings, tmp_path)
+    points_of, asked, rates = curve.Curve.points, [], []
+
+    def scripted(self, model):
+        """Only at step 15 the watched point is good; all other points always are."""
+        asked.append(0)
+        points = points_of(self, model)
+        for point in points:
+            watched = (point["probe"], point["task"]) == ("val_seen", curve.GREEDY)
+            good = not watched or len(asked) >= 3
+            point |= {f"quad{n}": 0.6 * good for n in (1, 2, 3, 4)}
+        return points
+
+    def set_rate(optimizer, rate):
+        rates.append(rate)
+
+    monkeypatch.setattr(curve.Curve, "points", scripted)
+    monkeypatch.setattr(stage2, "set_rate", set_rate)
+    with monkeypatch.context() as inner:
+        kill_at(inner, 20)
+        with pytest.raises(Killed):
+            stage2.train(settings, tmp_path)
+    run = stage2.train(settings, tmp_path)
+    end = 2 + math.ceil((15 - 2) / 0.6)  # of 2 warm-up steps; constant until 60 %, then down
+    assert run.summary()["steps"] == end == run.metrics()[-1]["step"]
+    adam = rates[1::2]  # muon and adam take turns
+    peak = settings.stage2.lr
+    assert len(adam) == end and adam[15] == peak > adam[16] > adam[-1] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"stage2.schedule": "constant"}, {"stage2.probe_scenes": 0},
+                                   {"stage2.directions": "i2t"}])
+def test_until_without_what_it_watches_is_refused(wrong):
+    with pytest.raises(SettingsError, match="stage2.until watches painted images"):
+        tiny(**{"stage2.until": 0.9} | wrong)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from tevq import pipeline, presets
+from tevq import forecast, lease, pipeline, presets
 from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
 from tevq.grid import choose
 
@@ -68,6 +68,9 @@ def parser() -> Parser:
     target("--results", default="", metavar="DIR", help="another folder for the results")
     target("--publish", action="store_true",
            help="for the maintainers: write to results/<preset>, which git keeps")
+    add("--lease", default="", metavar="FOLDER",
+        help="train on a GPU machine that is lent for minutes: packs FOLDER/there for it and takes "
+             "in FOLDER/back; see tevq/README.md")
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
     add("--test", action="store_true", help="run the tests instead: ruff, pytest, nbval")
@@ -107,11 +110,12 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     results = str(Path(options.results).resolve()) if options.results else ""
     grid = choose(options.preset, options.variants, options.seeds, options.tables,
                   ",".join(options.set), results)
+    if options.lease:
+        print(lease.prepare(grid, Path(options.lease)))
+        return 0
     made = pipeline.plan(grid, options.notebooks, options.force, folder)
     if options.dry_run:
-        for label, reason in made.reasons.items():
-            print(f"{'run ' if reason else 'skip'}  {label:27}  "
-                  f"{reason or 'finished and unchanged'}")
+        print(forecast.table(made))
         return 0
     return pipeline.run(made, options.jobs, BEGAN + options.budget, options.scheduler,
                         options.slurm)

@@ -22,8 +22,8 @@ from typing import Any
 from tevq import execute
 from tevq.config import ROOT, SettingsError, digest
 from tevq.execute import Job, Outcome
-from tevq.runs import budget, lock
-from tevq.runs.storage import read_json, write_json
+from tevq.runs import budget
+from tevq.runs.storage import hold, read_json, write_json
 
 CONNECT_SECONDS = 10  # for the scheduler to answer
 SHARE_SECONDS = 10  # for a new file to be seen on every machine
@@ -179,7 +179,7 @@ def work(job: Job, *needed: Outcome) -> Outcome:
         if job.gpus:
             own = {"CUDA_VISIBLE_DEVICES": job.gpus[int(worker.name) % len(job.gpus)]}
             job = replace(job, variables=job.variables | own)
-        with lock.hold(job.log.with_suffix(".lock"), job.label, stopped) as held:
+        with hold(job.log.with_suffix(".lock"), job.label, stopped) as held:
             if not held:
                 return Outcome("stopped")
             found = read_json(job.record)

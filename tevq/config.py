@@ -25,8 +25,9 @@ FOLDER_VARIABLE = "TEVQ_FOLDER"  # set for kernels: the folder of the command th
 MOST = 999_999_999  # largest whole number of a setting: nine digits of a step in a file name
 MOST_SEED = 2**31 - 1  # the seed is the upper half of 64 bits in sampling
 BUILT_IN = {  # known without an import of torch, which --help and --dry-run need not wait for
-    "tevq.models.vqgan.DOWNSAMPLERS": ("strided_conv", "conv_blurpool", "maxpool", "max_blurpool"),
-    "tevq.models.quantizer.QUANTIZERS": ("vq",)}
+    "tevq.models.vqgan.DOWNSAMPLERS":
+        "strided_conv conv_blurpool maxpool max_blurpool adaptive_polyphase".split(),
+    "tevq.models.quantizer.QUANTIZERS": "vq cosine orthonormal simvq merged fsq lfq".split()}
 CELL = ("preset", "variant", "seed")  # what names a cell, and is no setting to override
 
 
@@ -123,6 +124,22 @@ class Stage1Config:
     batch: int = option(32, low=1)
     lr: float = option(1e-3, low=1e-7, high=1.0)
     decay: bool = option(False)  # cosine to a tenth of lr, else constant (official)
+    # for arms of results/plan.md, see models/rivals.py and train/regularizers.py
+    merged_to: int = option(0, low=0, high=16_384, neutral=0)  # groups of the codes of `sc`
+    levels: tuple = option((), low=2, high=1024, neutral=())  # of every channel of FSQ
+    attention: bool = option(True, neutral=True)  # of the encoder
+    normalization: str = option("group", choices=("group", "position"), neutral="group")
+    penalty_on: str = option("all", choices=("all", "used", "unused"), neutral="all")
+    revive_every: int = option(0, low=0, neutral=0)  # steps; 0 = never
+    frozen_lengths: bool = option(False, neutral=False)
+    causal: float = option(0.0, low=0.0, neutral=0.0)  # lambda of three penalties
+    shift_features: float = option(0.0, low=0.0, neutral=0.0)
+    shift_decoding: float = option(0.0, low=0.0, neutral=0.0)
+
+    @property
+    def K(self) -> int:
+        """The codes that images are made of."""
+        return self.merged_to or self.codes
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,9 @@ class Stage2Config:
     target_weight: float = option(7.0, low=0.0)  # of the target modality; the other has 1
     fraction: float = option(1.0, low=1e-3, high=1.0)  # share of the training scenes (Table 2)
     steps: int = option(1000, low=1)  # optimizer steps; the two directions take turns
+    # if above 0: `steps` is the most, and the learning rate falls as soon as greedy images of
+    # combinations that training shows (val_seen) have this share of right digits
+    until: float = option(0.0, low=0.0, high=1.0, neutral=0.0)
     batch: int = option(32, low=1)
     optimizer: str = option("muon", choices=("muon", "adam"))  # muon: for the blocks' matrices
     muon_lr: float = option(0.01, low=1e-7, high=1.0)
@@ -301,23 +321,28 @@ def _cast(kind: type, value: Any) -> Any:
 
 
 def _check_combinations(settings: Settings) -> None:
-    """Rules that join two settings."""
-    stage1, size = settings.stage1, settings.data.scene
-    if size % 32 or size < 4 * stage1.stride:
-        raise SettingsError(f"data.scene = {size} does not fit; it must be a multiple of 32 and at "
-                            f"least 4 x stage1.stride, that is {4 * stage1.stride}")
-    if stage1.orthogonality > 0 and stage1.codes > stage1.code_dim:
-        raise SettingsError(
-            f"stage1.codes = {stage1.codes} vectors of stage1.code_dim = {stage1.code_dim} cannot "
-            "all be orthogonal (equation 5); use codes <= code_dim, or a variant without it"
-        )
-    if stage1.perceptual == "classifier" and settings.classifier.architecture != "own":
-        raise SettingsError("stage1.perceptual = classifier needs classifier.architecture = own; "
-                            f"{settings.classifier.architecture} lends no features")
-    if settings.stage2.architecture == "official" and (
-            settings.stage2.window, settings.stage2.neighbours) != (1, 0):
-        raise SettingsError("stage2.architecture = official looks at single words and codes; add "
-                            "stage2.window=1, stage2.neighbours=0")
+    """Rules that join settings."""
+    one, two, size = settings.stage1, settings.stage2, settings.data.scene
+    for broken, told in (
+        (size % 32 or size < 4 * one.stride,
+         f"data.scene = {size} does not fit; it must be a multiple of 32 and at least 4 x "
+         f"stage1.stride, that is {4 * one.stride}"),
+        (one.orthogonality > 0 and one.codes > one.code_dim,
+         f"stage1.codes = {one.codes} vectors of stage1.code_dim = {one.code_dim} cannot all be "
+         "orthogonal (equation 5); use codes <= code_dim, or a variant without it"),
+        (one.perceptual == "classifier" and settings.classifier.architecture != "own",
+         "stage1.perceptual = classifier needs classifier.architecture = own; "
+         f"{settings.classifier.architecture} lends no features"),
+        (two.until and (two.schedule != "linear" or two.directions == "i2t"
+                        or not two.probe_scenes),
+         "stage2.until watches painted images of the learning curve; it needs stage2.schedule = "
+         "linear, directions = both or t2i, probe_scenes > 0"),
+        (two.architecture == "official" and (two.window, two.neighbours) != (1, 0),
+         "stage2.architecture = official looks at single words and codes; add stage2.window=1, "
+         "stage2.neighbours=0"),
+    ):
+        if broken:
+            raise SettingsError(told)
 
 
 def expand(path: str | Path) -> Path:

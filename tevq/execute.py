@@ -6,10 +6,12 @@ after the last cell has run, so every file in the folder of notebooks is complet
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ class Job:
     gpus: list[str] = field(default_factory=list)  # of the machine, for its workers in turn
     signal: str = ""  # a file that is there as long as the command wants work
     page_only: bool = False  # it has been executed; only its web page is missing
+    copies: dict[str, str] = field(default_factory=dict)  # notebook -> label to which links lead
 
     @property
     def copy(self) -> Path:
@@ -136,7 +139,7 @@ def main() -> int:
         late = getattr(error, "ename", "") == budget.OutOfTimeError.__name__
         return budget.EXIT_CODE if late else 1
     try:
-        page = _page(notebook, f"{job.label} ({job.parameters['preset']})")
+        page = _page(notebook, f"{job.label} ({job.parameters['preset']})", job.copies.values())
         write_atomically(job.copy.with_suffix(".html"), page.encode())
     except Exception as error:  # the work is done; the next command makes the page alone
         traceback.print_exc()
@@ -188,45 +191,109 @@ def _read(job: Job):
 
 
 def _write(notebook, job: Job):
-    """Writes the executed copy, without paths of this machine and times of cells; returns it."""
+    """Writes the executed copy, without paths of this machine and times of cells; returns it.
+
+    Its links lead to other executed copies.
+    """
     import nbformat
 
     record = notebook.metadata.pop("papermill", {})
-    notebook.metadata["tevq"] = {"parameters": job.parameters,
-                                 "seconds": round(record.get("duration") or 0)}
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the kernel, which has ended
+    notebook.metadata["tevq"] = {
+        "parameters": job.parameters, "seconds": round(record.get("duration") or 0),
+        "memory_mb": round(most / 1024 ** (2 if sys.platform == "darwin" else 1))}
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+        if cell.cell_type == "markdown":
+            cell.source = relinked(cell.source, job)
     write_atomically(job.copy, nbformat.writes(notebook).encode())
     job.copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier copy
     job.log.with_suffix(".ipynb").unlink(missing_ok=True)
     return notebook
 
 
+def relinked(markdown: str, job: Job) -> str:
+    """The links of a stored notebook as they must be in its executed copy."""
+    def seen_from_the_copy(match: re.Match) -> str:
+        link = Path(match[1])
+        if link.suffix == ".ipynb" and link.stem in job.copies:
+            return f"]({job.copies[link.stem]}.ipynb"
+        place = os.path.relpath(Path(job.source).parent / link, job.copy.parent)
+        return f"]({Path(place).as_posix()}"
+
+    return re.sub(r"\]\((?!#|[a-z]+:)([^)#\s]+)", seen_from_the_copy, markdown)
+
+
 # nbconvert's page fetches MathJax, mermaid and require.js. Read without a network it would show
 # formulas as TeX. So formulas become MathML, which browsers draw themselves, and no script is left.
 # (Widgets need a running kernel: beside every widget of the notebooks there is a picture.)
 _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block {name} %}}{{% endblock %}}" for name in (
-        "html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"))
+    f"{{% block {name} %}}{text}{{% endblock %}}" for name, text in {
+        "html_head_js": "", "html_head_js_mathjax": "", "html_head_js_mermaidjs": "",
+        "jupyter_widgets": "", "html_head_css": "{{ super() }}<style>{{ resources.own }}</style>",
+        "input": "{% if cell.metadata.folded %}<details><summary>Code, {{ cell.metadata.folded }}"
+                 " lines</summary>{% endif %}{{ super() }}"
+                 "{% if cell.metadata.folded %}</details>{% endif %}"}.items())
+# What is too wide for a phone is moved sideways, in a box of its own. A caption stays where it is.
+_STYLE = """
+main { max-width: 1100px; margin: auto }
+.jp-InputArea details { flex: 1 1 auto; min-width: 0; padding: 2px 8px }
+summary { cursor: pointer; color: #555 }
+.jp-InputArea-editor, .jp-OutputArea-output, .jp-MarkdownOutput { overflow-x: auto; min-width: 0 }
+.jp-RenderedHTMLCommon pre, .jp-RenderedHTMLCommon pre code { white-space: pre; overflow-x: auto;
+  font-family: var(--jp-code-font-family) }
+.jp-RenderedHTMLCommon math[display=block] { display: block; overflow: auto hidden; padding: 2px 0 }
+.jp-RenderedHTMLCommon table { margin-left: 0 }
+.jp-OutputArea-output:has(> table), .jp-OutputArea-output:has(> div > table) { max-height: 36em;
+  overflow: auto }
+.jp-RenderedHTMLCommon caption, caption { text-align: left; white-space: normal }
+caption span { position: sticky; left: 0; display: block; max-width: min(100vw - 40px, 1000px) }
+@media (max-width: 700px) {
+  .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none }
+  main, .jp-Cell { padding-left: 2px !important; padding-right: 2px !important }
+}
+"""
+_FOLDED = 8  # longer code that draws a figure or a table is folded on the page, twice as long any
+_READABLE = 0.7  # of their size, at which figures are shown at least: their words have 14 pixels
 # code first, so that a dollar sign in code does not begin a formula
 _FORMULA = re.compile(
     r"```.*?```|`[^`\n]*`|\\\$|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$]*?[^\s$])?)\$",
     re.DOTALL)
 
 
-def _page(notebook, title: str) -> str:
-    """An executed notebook as HTML that needs no network."""
+def _page(notebook, title: str, copies: Iterable[str] = ()) -> str:
+    """An executed notebook as HTML that needs no network.
+
+    copies: labels of executed notebooks; links lead to their pages.
+    """
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
     notebook.metadata["title"] = title
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        lines = cell.source.count("\n") + 1
         if cell.cell_type == "markdown":
             cell.source = mathml(cell.source)
+            for label in copies:
+                cell.source = cell.source.replace(f"]({label}.ipynb", f"]({label}.html")
+        elif lines > _FOLDED * (1 if _draws(cell) else 2) and not cell.metadata.get("tags"):
+            cell.metadata["folded"] = lines  # cells with tags check what the text says
     exporter = HTMLExporter(template_file="page", extra_loaders=[DictLoader({"page": _TEMPLATE})])
-    return exporter.from_notebook_node(notebook)[0]
+    page = exporter.from_notebook_node(notebook, {"own": _STYLE})[0]
+    page = re.sub(r"<caption>(.*?)</caption>", r"<caption><span>\1</span></caption>", page)
+    return re.sub(r'<img (?=[^>]*src="data:image/png;base64,([^"]{32}))', _with_width, page)
+
+
+def _draws(cell) -> bool:
+    return any({"image/png", "text/html"} & set(x.get("data", ())) for x in cell.outputs)
+
+
+def _with_width(match: re.Match) -> str:
+    """Begin of an <img> with the least width at which the words of the figure can be read."""
+    width = int.from_bytes(base64.b64decode(match[1])[16:20], "big")  # as PNG files begin
+    return f'<img style="min-width: {_READABLE * width:.0f}px" '
 
 
 def mathml(markdown: str) -> str:

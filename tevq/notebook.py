@@ -13,15 +13,14 @@ import io
 import re
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tevq.config import SettingsError, unknown
+from tevq.config import ROOT, SettingsError, unknown
 from tevq.grid import Grid, choose
 from tevq.pipeline import NOTEBOOKS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
 
 INJECTED = "# Parameters\n"  # first line of the cell that papermill inserts
@@ -45,6 +44,9 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
     if missing := [parameter for parameter in allowed if parameter not in namespace]:
         raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
     values = {parameter: namespace[parameter] for parameter in allowed}
+    here = Path.cwd().parent
+    if (here / "tevq" / "notebook.py").exists() and not here.samefile(ROOT):
+        print(f"tevq comes from {ROOT}, not from {here}; so do its results")
     if "variant" in values:  # a notebook about one training
         values |= {"variants": [values.pop("variant")], "seeds": [values.pop("seed")]}
     return choose(**values)

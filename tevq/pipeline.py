@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tevq import cluster, config, execute
+from tevq import cluster, config, execute, forecast
 from tevq.config import Settings, SettingsError, digest
 from tevq.execute import Job, Outcome
 from tevq.grid import FRACTION, Grid
@@ -161,10 +161,21 @@ def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FO
             "settings": digest(decide),
             "code": code,
             "notebooks before it": {n: digest(made.jobs[n].made_from) for n in node.needs},
-        }, now)
+        }, now, copies=_copies(node, nodes))
     for node in made.nodes:
         made.reasons[node.label] = "forced" if force else _reason(made, node)
     return made
+
+
+def _copies(node: Node, nodes: list[Node]) -> dict[str, str]:
+    """To which execution of each notebook a page leads: of the same cell, else of te, seed 0."""
+    found, own = {}, node.label.removeprefix(node.notebook)
+    for other in nodes:
+        end = other.label.removeprefix(other.notebook)
+        rank = (end != own, end != "-te-s0")
+        found[other.notebook] = min(found.get(other.notebook, (rank, other.label)),
+                                    (rank, other.label), key=lambda pair: pair[0])
+    return {name: label for name, (_, label) in found.items()}
 
 
 def _sources(path: Path) -> list[str]:
@@ -230,6 +241,7 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
               config.FOLDER_VARIABLE: str(made.grid.folder)}
     if left < math.inf:
         common[budget.VARIABLE] = str(time.time() + left - cluster.CLOSING_SECONDS)
+    costs = forecast.expected(made)
     client.subscribe_topic(str(signal), lambda event: print(
         f"started {event[1]}, log {shown(made.jobs[event[1]].log)}"))
     for node in made.to_run:
@@ -248,7 +260,8 @@ def _follow(made: Plan, pool: cluster.Pool, signal: Path, until: float) -> dict[
                 print(f"{found.status} {label}"
                       + f" after {timedelta(seconds=round(found.seconds))}" * (found.seconds > 0)
                       + f": {found.text}" * bool(found.text)
-                      + f"; {len(outcomes)} of {len(futures)}")
+                      + f"; {len(outcomes)} of {len(futures)} notebooks"
+                      + forecast.left(costs, outcomes, pool.jobs or len(client.nthreads())))
     finally:  # after Ctrl-C, too
         signal.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError, asyncio.CancelledError):

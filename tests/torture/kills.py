@@ -35,7 +35,7 @@ def work(stage: str, results: str) -> None:
     """One stage, a checkpoint after every step."""
     torch.set_num_threads(1)
     stage1.KMEANS_VECTORS, evaluation.PROBE_ITEMS = FEATURES, 6
-    loop.Loop.__init__.__defaults__ = (-1,)
+    loop.Loop.__init__.__defaults__ = (-1, None)
     {"stage1": stage1.train, "stage2": stage2.train, "evaluation": evaluate}[stage](
         SETTINGS, results)
 

@@ -56,7 +56,7 @@ def stage2(settings: Settings) -> float:
     return share * painting + (1 - share) * describing
 
 
-def table(names: tuple[str, ...] = ("laptop", "gpu", "paper")) -> pd.DataFrame:
+def table(names: tuple[str, ...] = ("laptop", "gpu", "plain", "paper")) -> pd.DataFrame:
     """A row for each training of a preset, variant te; `h200_hours` are extrapolated."""
     rows = []
     for s in (presets.load(name, "te", 0) for name in names):

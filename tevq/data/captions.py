@@ -217,6 +217,24 @@ def _patterns(linked: bool, names: tuple[str, ...]) -> tuple[re.Pattern, ...]:
     return tuple(re.compile(link + template.format(**groups)) for template in TEMPLATES)
 
 
+def nearest(text: str, names: tuple[str, ...]) -> str:
+    """The caption of the grammar that a text may have meant; empty when none can be guessed.
+
+    Small letters, numerals as words, the closest known words, and all that the lenient rule finds.
+    """
+    words, known = [], vocabulary(names)[len(SPECIALS):]
+    for word in re.findall(r"[,.]|[^\s,.]+", re.sub(r",?\s+and\b", ", and", text.lower())):
+        if word.isdecimal() and int(word) < len(names):
+            word = names[int(word)]
+        words += [word] if word in known else difflib.get_close_matches(word, known, n=1)
+    units = official_units(" ".join(words), names)
+    guess = ", and ".join(
+        f"the {PLACES[place]} is {COLOURS[colour]} {names[label]}"
+        for place, colour, label in units if colour is not None and label is not None) + "."
+    found = parse(guess, names)
+    return guess if found.ok and found.units == len(units) else ""
+
+
 def official_units(text: str, names: tuple[str, ...]) -> list[tuple[int, int | None, int | None]]:
     """(place, colour, class) of every comma-separated unit by the official, lenient rule.
 

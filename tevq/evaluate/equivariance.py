@@ -28,6 +28,7 @@ import torch
 
 from tevq.data import scenes
 from tevq.data.source import SourceImages
+from tevq.models.rivals import merge_codes
 
 Shift = tuple[int, int]  # pixels down, pixels right
 
@@ -186,14 +187,6 @@ def compare(model: Any, probe: Probe) -> dict[str, Agreement]:
 def measure(found: dict[str, Agreement]) -> list[dict[str, Any]]:
     """All four measures: rows `measure, cells, agreement, kappa, feature_error, n, codes_used`."""
     return [row for name, total in found.items() for row in total.rows(measure=name)]
-
-
-def merge_codes(codebook: torch.Tensor, groups: int) -> torch.Tensor:
-    """Group (K,) of every code: the nearest two are joined (Ward) until so many groups are left."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    ward = AgglomerativeClustering(groups, linkage="ward")
-    return torch.tensor(ward.fit_predict(codebook.detach().float().cpu().numpy()))
 
 
 def merged(found: dict[str, Agreement], codebook: torch.Tensor) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def _reconstruction(settings: Settings, evaluator: Evaluator, split: str
     scenes, items = split_of(settings, split)
     name, n = settings.stage1.perceptual, len(scenes)
     perceptual = losses.perceptual_loss(name, evaluator.classifier, evaluator.device)
-    counts = torch.zeros(settings.stage1.codes, dtype=torch.long)
+    counts = torch.zeros(settings.stage1.K, dtype=torch.long)
     l1, distance, scores = [], [], {"ceiling-real": [], "ceiling-reconstruction": []}
     for start in range(0, n, CHUNK):
         part = scenes.take(slice(start, start + CHUNK))

@@ -1,3 +1,3 @@
 """The networks: quantizer, VQGAN, classifier, transformer, and sampling from it."""
 
-from tevq.models import official  # noqa: F401  (adds itself to transformer.ARCHITECTURES)
+from tevq.models import official, rivals  # noqa: F401  (add themselves to ARCHITECTURES etc.)

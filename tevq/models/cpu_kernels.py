@@ -1,4 +1,4 @@
-"""Group norm and causal attention for training on CPUs, with backward passes of our own.
+"""Group norm, attention and embedding for training on CPUs, with backward passes of our own.
 
 PyTorch's backward passes are slow there: that of the group norm for channels_last, that of the
 attention for a few hundred positions. Measured against PyTorch's kernels (preset laptop, one core
@@ -127,6 +127,29 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _channels_last(x: Tensor) -> bool:
     """Whether x lies in memory as channels_last, and not as both layouts."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def embed(tokens: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of table (size, width) in `dtype`; tokens (...) -> (..., width)."""
+    if table.device.type == "cpu" and torch.is_grad_enabled():
+        return Embedding.apply(tokens, table, dtype)
+    return F.embedding(tokens, table).to(dtype)
+
+
+class Embedding(torch.autograd.Function):
+    """`embed`: the table, not the rows, is cast; the gradient is summed in the table's type."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(tokens, table)
+        return F.embedding(tokens, table.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        tokens, table = ctx.saved_tensors
+        rows = g.reshape(-1, table.shape[1]).to(table.dtype)
+        return None, torch.zeros_like(table).index_add_(0, tokens.flatten(), rows), None
 
 
 def causal_attention(qkv: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ module made from K, the number of codes, and D, the channels of a feature, that 
     lookup(codes)              features (B, D, h, w) of codes
     table()                    the features of all codes (K, D), for equation 5 and for statistics
     init_codes(vectors, seed)  starts from encoder outputs (N, D); nothing if codes are not learned
+    needs                      optional: names of further settings that it is made from
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Quantizer(nn.Module):
             raise ValueError(f"features have {D} channels, the codebook {self.codebook.shape[1]}")
         z = z.float()
         vectors = z.permute(0, 2, 3, 1).reshape(-1, D)  # (B h w, D)
-        codes = nearest_codes(vectors, self.codebook)
-        chosen = F.embedding(codes, self.codebook)
+        codes = self.choose(vectors)
+        chosen = F.embedding(codes, self.table())
         codebook_loss = F.mse_loss(chosen, vectors.detach())
         commitment_loss = F.mse_loss(vectors, chosen.detach())
         through = vectors + (chosen - vectors).detach()
@@ -61,11 +62,15 @@ class Quantizer(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """z (B, D, h, w) -> codes (B, h, w) alone."""
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
-        return nearest_codes(vectors, self.codebook).view(z.shape[0], *z.shape[2:])
+        return self.choose(vectors).view(z.shape[0], *z.shape[2:])
+
+    def choose(self, vectors: Tensor) -> Tensor:
+        """Codes (N,) of vectors (N, D)."""
+        return nearest_codes(vectors, self.table())
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (B, h, w) -> their vectors (B, D, h, w)."""
-        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
+        return F.embedding(codes, self.table()).permute(0, 3, 1, 2)
 
     def table(self) -> Tensor:
         """The codebook (K, D)."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tevq.config import Settings, SettingsError, unknown
 from tevq.data.captions import LENGTH, PAD, vocabulary
 from tevq.data.source import class_names
-from tevq.models.cpu_kernels import causal_attention
+from tevq.models.cpu_kernels import causal_attention, embed
 from tevq.runs.run import open_run
 
 DIRECTIONS = ("t2i", "i2t")
@@ -82,7 +82,7 @@ class NeighbourEmbedding(nn.Module):
         training = torch.is_grad_enabled() and near.device.type == "cpu"
         if training and dtype == torch.float32 and self.mix is not None:
             return self.summed(near)
-        x = F.embedding(near, self.table).to(dtype).flatten(2)  # (B, S, n * width)
+        x = embed(near, self.table, dtype).flatten(2)  # (B, S, n * width)
         return x if self.mix is None else self.mix(x)
 
     def summed(self, near: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Cache:
         self.length = 0
 
     def extend(self, layer: int, kv: Tensor) -> Tensor:
-        """Write kv (2, B, heads, S, head_dim) after `length`; return all so far, in our type."""
+        """Write kv (2, B, heads, S, head_dim) after `length`; return all so far."""
         stop = self.length + kv.shape[3]
         self.kept[layer, :, :, :, self.length : stop] = kv
         return self.kept[layer, :, :, :, :stop]
@@ -152,9 +152,8 @@ class Block(nn.Module):
         else:
             qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, S, head_dim)
             k, v = cache.extend(layer, qkv[1:])
-            y = F.scaled_dot_product_attention(qkv[0].to(k.dtype), k, v,
-                                               is_causal=cache.length == 0)
-            y = y.transpose(1, 2).to(x.dtype)
+            y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=cache.length == 0)
+            y = y.transpose(1, 2)
         x = x + self.out(y.reshape(B, S, -1))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -274,14 +273,12 @@ class Transformer(nn.Module):
                 layer.cast = None
 
     def cache(self, batch: int, text: Tensor | None = None) -> Cache:
-        """Empty cache for `batch` sequences, in the type of the activations; float32 on CPUs.
+        """Empty cache for `batch` sequences, in the type of the activations.
 
         text: the captions (B, L) where they are given; other architectures look at them.
         """
         shape = (batch, self.heads, self.L + self.N, self.head_dim)
-        # on CPUs one query reads a bfloat16 cache three times more slowly, measured
-        dtype = torch.float32 if self.row.device.type == "cpu" else self.dtype
-        return Cache(self.depth, shape, dtype, self.row.device)
+        return Cache(self.depth, shape, self.dtype, self.row.device)
 
 
 ARCHITECTURES = {"own": Transformer}  # official.py adds the official one
@@ -293,7 +290,7 @@ def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer
     side = settings.data.scene // settings.stage1.stride  # h = w
     extras = {"window": s.window, "neighbours": s.neighbours} if s.architecture == "own" else {}
     return ARCHITECTURES[s.architecture](
-        len(words), settings.stage1.codes, LENGTH, side, s.dim, s.depth, s.heads, s.head_dim,
+        len(words), settings.stage1.K, LENGTH, side, s.dim, s.depth, s.heads, s.head_dim,
         dtype=dtype, **extras)
 
 

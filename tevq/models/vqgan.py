@@ -99,16 +99,17 @@ class MaxBlurpool(nn.Module):
 
 DOWNSAMPLERS = {"strided_conv": StridedConv, "conv_blurpool": ConvBlurpool, "maxpool": MaxPool,
                 "max_blurpool": MaxBlurpool}
+NORMALIZATIONS = {"group": GroupNorm}  # of the encoder
 
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions and a shortcut."""
 
-    def __init__(self, channels_in: int, channels_out: int, padding: str):
+    def __init__(self, channels_in: int, channels_out: int, padding: str, norm=GroupNorm):
         super().__init__()
-        self.norm1 = GroupNorm(channels_in, silu=True)
+        self.norm1 = norm(channels_in, silu=True)
         self.conv1 = Conv(channels_in, channels_out, padding)
-        self.norm2 = GroupNorm(channels_out, silu=True)
+        self.norm2 = norm(channels_out, silu=True)
         self.conv2 = Conv(channels_out, channels_out, padding)
         self.shortcut = (nn.Identity() if channels_in == channels_out else
                          nn.Conv2d(channels_in, channels_out, 1))
@@ -121,9 +122,9 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all positions; knows no positions."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm=GroupNorm):
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -159,17 +160,19 @@ def level_channels(s: Stage1Config) -> list[int]:
 def build_encoder(s: Stage1Config) -> nn.Sequential:
     """(B, 3, H, W) -> (B, D, H/stride, W/stride); attention at the lowest resolution only."""
     widths = level_channels(s)
-    width, last = widths[0], len(widths) - 1
+    width, last, norm = widths[0], len(widths) - 1, NORMALIZATIONS[s.normalization]
     layers: list[nn.Module] = [Conv(3, width, s.padding)]
     for level, out in enumerate(widths):
         for _ in range(s.encoder_blocks):
-            layers += [ResBlock(width, out, s.padding)] + [Attention(out)] * (level == last)
+            layers.append(ResBlock(width, out, s.padding, norm))
+            layers += [Attention(out, norm)] * (level == last and s.attention)
             width = out
         if level != last:
             layers.append(DOWNSAMPLERS[s.downsample](width, s.padding))
     return nn.Sequential(
-        *layers, ResBlock(width, width, s.padding), Attention(width),
-        ResBlock(width, width, s.padding), GroupNorm(width, silu=True),
+        *layers, ResBlock(width, width, s.padding, norm),
+        *[Attention(width, norm)] * s.attention,
+        ResBlock(width, width, s.padding, norm), norm(width, silu=True),
         Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1))
 
 
@@ -196,7 +199,9 @@ class VQGAN(nn.Module):
         super().__init__()
         self.stride = s.stride
         self.encoder, self.decoder = build_encoder(s), build_decoder(s)
-        self.quantizer = QUANTIZERS[s.quantizer](s.codes, s.code_dim)
+        made = QUANTIZERS[s.quantizer]
+        more = (getattr(s, name) for name in getattr(made, "needs", ()))
+        self.quantizer = made(s.codes, s.code_dim, *more)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images -> features F(x) (B, D, h, w) before quantization.

@@ -251,7 +251,7 @@ def _reconstruction(cell: Cell) -> pd.DataFrame:
              for line in (cell.run().summary() or {}).get("reconstruction", ())]
     expected = itertools.product(["reconstruction"], ["all"], SPLITS, metrics)
     return _rows(cell, expected, found, ("task", "case", "split", "metric")).assign(
-        codes=cell.settings.stage1.codes)
+        codes=cell.settings.stage1.K)
 
 
 def _equivariance(cell: Cell) -> pd.DataFrame:

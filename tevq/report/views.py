@@ -18,7 +18,7 @@ from tevq.report import tables
 from tevq.report.tables import AS_PUBLISHED, CELLS, MEASURES, QUADS, by_case, published, select
 from tevq.runs.run import label
 
-MISSING = "missing"
+MISSING, UNPLANNED = "missing", "not planned"
 CASES = {case: case.capitalize() for case in QUADS} | {"mean": "mean of Quad1–4"}
 TABLE3 = {"codes_used": "codes used", "perplexity": "perplexity", "l1": "L1 in [0, 1]",
           "perceptual": "perceptual distance"}
@@ -170,9 +170,15 @@ def samples(s: Settings) -> tuple[int, int]:
     return (first.warmup_steps + first.steps) * first.batch, second.steps * second.batch
 
 
-def show(view: pd.DataFrame, title: str, name: str) -> Styler:
-    """The view with its caption, for display; `name` keeps the HTML the same on every run."""
+def show(view: pd.DataFrame, title: str, name: str, planned: bool = True) -> Styler:
+    """The view with its caption, for display; `name` keeps the HTML the same on every run.
+
+    planned: False for a table that nobody asked for; what it lacks is not missing then.
+    """
     bold = [row for row in view.index if isinstance(row, tuple) and row[-1] == "ours"]
+    view = view if planned else view.replace(MISSING, UNPLANNED, regex=True)
+    colours = {MISSING: "color: #8A5A00", UNPLANNED: "color: #999999"}
     return (view.style.set_properties(subset=(bold, slice(None)), **{"font-weight": "bold"})
-            .map(lambda text: "color: #B00020" if str(text).startswith(MISSING) else "")
+            .map(lambda text: next((colour for word, colour in colours.items()
+                                    if str(text).startswith(word)), ""))
             .set_uuid(name).set_caption(title))

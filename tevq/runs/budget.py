@@ -52,3 +52,9 @@ class Deadline:
         self.longest_step = max(self.longest_step, now - self.asked)
         self.asked = now
         return now + self.longest_step + 2 * self.longest_save >= self.at
+
+
+def in_words(seconds: float) -> str:
+    """A time in its usual unit."""
+    return (f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min" if seconds < 5400
+            else f"{seconds / 3600:.1f} h")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import random
 import subprocess
@@ -69,6 +70,19 @@ def keep_freed_memory() -> bool:
     return False
 
 
+@contextlib.contextmanager
+def fewer_threads():
+    """One thread while others keep the cores busy: threads that wait for each other lose most."""
+    before = torch.get_num_threads()
+    with contextlib.suppress(OSError, AttributeError):  # not every system tells its load
+        if os.getloadavg()[0] > 0.75 * joblib.cpu_count():
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cpu_has_bfloat16() -> bool:
     """True on processors with bfloat16 matrix instructions (AMX, AVX512-BF16)."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -111,8 +125,11 @@ def record(devices: Device) -> dict:
 def commit(root: Path = ROOT) -> str:
     """Commit of the repository, with `-dirty` when what decides results differs; else unknown.
 
-    Unknown is also a copy of the package that lies inside another repository.
+    Unknown is also a copy of the package that lies inside another repository. A copy without git
+    is told by $TEVQ_COMMIT (see lease.py).
     """
+    if told := os.environ.get("TEVQ_COMMIT"):
+        return told
     def git(*words: str) -> str:  # also where the repository belongs to somebody else
         return subprocess.run(["git", "-c", "safe.directory=*", "-C", str(root), *words],
                               check=True, capture_output=True, text=True).stdout

@@ -2,12 +2,13 @@
 
 `results/<preset>/runs/<kind>/<name>-<digest>/` holds `config.json`, `metrics.jsonl` (one JSON
 object a line), `summary.json` (when finished) and `state/` (checkpoints, weights; not committed).
-One process at a time works on a run, see lock.py.
+One process at a time works on a run, see storage.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,10 @@ from typing import Any
 
 from tevq.config import LOCAL, PUBLISHED, Settings, SettingsError, UserError, digest, results_root
 from tevq.runs import devices
-from tevq.runs.lock import hold
 from tevq.runs.storage import (
     DamagedFileError,
     StorageError,
+    hold,
     load_tree,
     read_json,
     save_tree,
@@ -72,10 +73,20 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
     run, published = Run(root / place, config), Run(PUBLISHED / place, config, root / place)
     if root != LOCAL or run.done or not published.done:
         return run
-    networks = (open_run(settings, part, results) for part in PARTS[kind]
-                if part in PARTS and part != kind)
+    networks = [open_run(settings, part, results) for part in PARTS[kind]
+                if part in PARTS and part != kind]
+    if (parent := origin(settings)) and kind != "classifier":
+        networks.append(open_run(parent, "stage1", results))
     anew = any(network.done and network.folder == network.own for network in networks)
     return run if anew else published
+
+
+def origin(settings: Settings) -> Settings | None:
+    """The cell of `sc` whose trained codes this one joins, see `rivals.Merged`; None: no such."""
+    if not settings.stage1.merged_to:
+        return None
+    stage1 = dataclasses.replace(settings.stage1, merged_to=0, quantizer="vq")
+    return dataclasses.replace(settings, variant="sc", stage1=stage1)
 
 
 def label(settings: Settings, kind: str) -> str:
@@ -91,7 +102,10 @@ def label(settings: Settings, kind: str) -> str:
 
 def parents(settings: Settings, *kinds: str, results: str | Path | None = None) -> dict[str, str]:
     """Checksums of the weights that a run of these settings starts from, for `Run.start`."""
-    return {kind: open_run(settings, kind, results).checksum for kind in kinds}
+    found = {kind: open_run(settings, kind, results).checksum for kind in kinds}
+    if parent := origin(settings):
+        found["sc"] = open_run(parent, "stage1", results).checksum
+    return found
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tevq.data.source import SourceImages
 from tevq.models.classifier import Classifier, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run
-from tevq.train.loop import Loop
+from tevq.train.loop import Loop, interruptible
 
 LOG_EVERY = 100  # steps between lines of metrics.jsonl
 SHIFT = 2  # px that training items are moved at most, each way
@@ -26,7 +26,7 @@ def train(settings: Settings, results=None) -> Run:
     The summary holds `label_accuracy` and `colour_accuracy` on all test items in every colour.
     """
     run = open_run(settings, "classifier", results)
-    with run.lock():
+    with run.lock(), interruptible():
         if not run.has_weights:
             _train(run, settings)
     return run

@@ -1,8 +1,8 @@
 """Muon: momentum whose matrix updates are made orthogonal (K. Jordan, 2024).
 
 Every singular value of an update becomes about one, so rare directions are learned as fast as
-common ones: the generator binds captions to places in fewer sequences than with Adam. It is for
-the weight matrices inside the blocks; embeddings, heads and gains stay with Adam. Our own, because
+common ones: the generator learns from fewer sequences than with Adam. It is for the weight
+matrices inside the blocks; embeddings, heads and gains stay with Adam. Our own, because
 `torch.optim.Muon` forces bfloat16, loops over matrices and reads the learning rate from the GPU.
 """
 

@@ -14,10 +14,12 @@ from tevq.models import classifier, losses
 from tevq.models.quantizer import codebook_health, orthogonality
 from tevq.models.vqgan import VQGAN
 from tevq.runs import devices
-from tevq.runs.run import Run, open_run, parents
+from tevq.runs.run import Run, open_run, origin, parents
+from tevq.train import regularizers as arms
 from tevq.train.classifier import train as train_classifier
 from tevq.train.cuda_graph import CudaGraph, set_rate
-from tevq.train.loop import Batches, Loop
+from tevq.train.loop import Batches, Loop, interruptible
+from tevq.train.progress import Progress
 
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
 KMEANS_VECTORS = 20_000  # encoder outputs from which the codes start
@@ -26,13 +28,15 @@ KMEANS_VECTORS = 20_000  # encoder outputs from which the codes start
 def train(settings: Settings, results=None) -> Run:
     """Trains the VQGAN of these settings, or finds it trained; returns its run.
 
-    Trains the classifier first if there is none: every evaluation needs it. Interrupted work goes
-    on from the last checkpoint. Raises SettingsError on bad input and DivergedError when loss or
-    gradient are no longer finite.
+    Trains the classifier first if there is none: every evaluation needs it; and the quantizer that
+    another one starts from. Interrupted work goes on from the last checkpoint. Raises
+    SettingsError on bad input and DivergedError when loss or gradient are no longer finite.
     """
     train_classifier(settings, results)
+    if parent := origin(settings):
+        train(parent, results)
     run = open_run(settings, "stage1", results)
-    with run.lock():
+    with run.lock(), interruptible():
         if not run.has_weights:
             Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
@@ -42,7 +46,7 @@ class Trainer:
     """One training: its data, its steps, and what is written down."""
 
     def __init__(self, run: Run, settings: Settings, where: devices.Device, results=None):
-        self.run, self.settings, self.s = run, settings, settings.stage1
+        self.run, self.settings, self.s = run, settings, arms.effective(settings.stage1)
         needed = ["classifier"] if self.s.perceptual == "classifier" else []
         network = classifier.load(settings, results, where.device) if needed else None
         items = scenes.load_items(settings.data, "train")
@@ -54,8 +58,10 @@ class Trainer:
         perceptual = losses.perceptual_loss(self.s.perceptual, network, where.device)
         self.learner = Learner(self.s, where, perceptual)
         self.model = self.learner.model
+        arms.take_over(self.model, settings, results)
         self.usage = torch.nn.Module()  # a buffer, because it is part of the resumable state
-        self.usage.register_buffer("counts", torch.zeros(self.s.codes, device=where.device))
+        self.usage.register_buffer("counts", torch.zeros(self.s.K, device=where.device))
+        self.usage.extras = self.learner.extras
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
@@ -63,7 +69,7 @@ class Trainer:
         self.loop = Loop(self.run, {
             "model": self.model, "critic": learner.discriminator, "usage": self.usage,
             "optimizer": learner.optimizer, "critic_optimizer": learner.discriminator_optimizer,
-        }, s.steps)
+        }, s.steps, picture=self.picture)
         if self.loop.fresh:
             began = time.monotonic()
             self.init_codebook()
@@ -75,10 +81,12 @@ class Trainer:
                 set_rate(optimizer, s.lr * rate(s, step))
             adversarial = step >= s.disc_start and s.disc_weight > 0
             if adversarial and step == s.disc_start:
-                print(f"{self.run.name}: step {step:,}, the discriminator starts")
-            metrics, codes = update(self.images(step), adversarial)
+                self.loop.progress.say(f"step {step:,}, the discriminator starts")
+            x = self.images(step)
+            learner.extras.before(self.model, x, self.settings.seed, step)
+            metrics, codes = update(x, adversarial)
             self.loop.watch(*metrics.values())
-            self.usage.counts += count(codes, s.codes)
+            self.usage.counts += count(codes, s.K)
             if (step + 1) % LOG_EVERY == 0 or step + 1 == s.steps:
                 self.log(metrics)
         self.run.finish({"seconds": self.loop.seconds, "steps": s.steps,
@@ -94,11 +102,13 @@ class Trainer:
         """
         if self.s.codebook_start == "uniform":
             return
-        print(f"{self.run.name}: {self.s.warmup_steps:,} steps without a codebook, then k-means",
-              flush=True)
+        steps = self.s.warmup_steps
+        progress = Progress(f"{self.run.name}: before the codes start", steps)
         autoencoder_step = CudaGraph(self.learner.autoencoder_step, self.learner.where)
-        for step in range(self.s.warmup_steps):
+        for step in range(steps):
             autoencoder_step(self.images(step))
+            progress.step(step + 1)
+        progress.say(f"{steps:,} steps")
         self.model.quantizer.init_codes(self.some_features(), self.settings.seed)
 
     @torch.no_grad()
@@ -117,6 +127,15 @@ class Trainer:
         x = scenes.render(self.scenes, self.items, self.batches[step])
         return x.contiguous(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def picture(self) -> tuple[Tensor, str]:
+        """The first training scenes (upper row) and their reconstructions."""
+        x = scenes.render(self.scenes, self.items, torch.arange(min(6, len(self.scenes.case))))
+        with self.learner.where.autocast():
+            y = self.model(x)[0]
+        rows = [torch.cat(list(row), dim=2) for row in (x, y.float())]  # (3, S, 6 S) each
+        return torch.cat(rows, dim=1), "training scenes, and below them their reconstructions"
+
     def log(self, metrics: dict[str, Tensor]) -> None:
         """One line of metrics: losses, and the health of the codebook since the last line."""
         codebook = self.model.quantizer.table().detach()
@@ -124,8 +143,8 @@ class Trainer:
         self.usage.counts.zero_()
         self.loop.log(**metrics, **health, orthogonality=orthogonality(codebook))
         if health["codes_used"] < 3:
-            print(f"{self.run.name}: step {self.loop.step + 1:,}, the codebook has collapsed to "
-                  f"{health['codes_used']} codes")
+            self.loop.progress.say(f"step {self.loop.step + 1:,}, the codebook has collapsed to "
+                                   f"{health['codes_used']} codes")
 
 
 class Learner:
@@ -136,10 +155,11 @@ class Learner:
         to = {"device": where.device, "memory_format": torch.channels_last}
         self.model = VQGAN(s).to(**to)
         self.discriminator = losses.PatchDiscriminator(s.disc_channels, s.disc_layers).to(**to)
+        self.extras = arms.Extras(s).to(where.device)
         self.optimizer, self.discriminator_optimizer = (
             torch.optim.Adam(net.parameters(), lr=s.lr, betas=(0.5, 0.9), fused=True,
                              capturable=where.device.type == "cuda")
-            for net in (self.model, self.discriminator))
+            for net in (torch.nn.ModuleList((self.model, self.extras)), self.discriminator))
 
     def update(self, x: Tensor, adversarial: bool) -> tuple[dict, Tensor]:
         """One update of all networks, of the discriminator only if `adversarial`.
@@ -156,6 +176,7 @@ class Learner:
         with self.where.autocast():
             y, quantized = self.model(x)
             loss, metrics = self.reconstruction_loss(x, y)
+            extra = self.extras.loss(self.model, x, quantized, self.reconstruction_loss)
             if adversarial:
                 self.discriminator.requires_grad_(False)
                 adversarial_loss = -self.discriminator(y).float().mean()
@@ -163,13 +184,15 @@ class Learner:
             weight = losses.adaptive_weight(loss, adversarial_loss, self.model.decoder[-1].weight)
             loss = loss + self.s.disc_weight * weight * adversarial_loss
             metrics |= {"adaptive_weight": weight, "adversarial": adversarial_loss}
-        loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss
+        loss = loss + quantized.codebook_loss + self.s.beta * quantized.commitment_loss + extra
         if self.s.orthogonality > 0:
-            loss = loss + self.s.orthogonality * orthogonality(self.model.quantizer.table())
+            codebook = self.extras.penalised(self.model.quantizer.table())
+            loss = loss + self.s.orthogonality * orthogonality(codebook)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.optimizer.step()
+        self.extras.after(self.model, quantized.codes)
         metrics |= {"loss": loss, "gradient_norm": norm, "commitment": quantized.commitment_loss}
         return metrics, y.detach(), quantized.codes
 

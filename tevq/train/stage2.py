@@ -5,32 +5,23 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tevq.config import Settings, Stage2Config
 from tevq.data.scenes import fresh_captions
 from tevq.data.source import class_names
-from tevq.evaluate.evaluator import (
-    Evaluator,
-    case_values,
-    encode_scenes,
-    encoded_split,
-    mean_nats,
-    split_of,
-)
+from tevq.evaluate.evaluator import Evaluator, encoded_split, split_of
 from tevq.models.transformer import Transformer, build
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 from tevq.train.cuda_graph import CudaGraph, set_rate
-from tevq.train.loop import Batches, Loop
+from tevq.train.curve import Curve, falling_end, learned
+from tevq.train.loop import Batches, Loop, interruptible
 from tevq.train.muon import Muon, block_matrices
 
 LOG_EVERY = 23  # steps between lines of metrics.jsonl; prime, so that both directions show
 LOGGED = ("loss", "text_loss", "image_loss")
-DIRECTIONS = {"both": ("t2i", "i2t"), "t2i": ("t2i",), "i2t": ("i2t",)}
-PROBES = ("val", "val_seen")  # splits of the learning curve: held-out and seen combinations
 
 
 def train(settings: Settings, results=None) -> Run:
@@ -40,7 +31,7 @@ def train(settings: Settings, results=None) -> Run:
     checkpoint. Raises DivergedError when loss or gradient are no longer finite.
     """
     run = open_run(settings, "stage2", results)
-    with run.lock():
+    with run.lock(), interruptible():
         if not run.has_weights:
             Trainer(run, settings, devices.detect(settings.precision), results).train()
     return run
@@ -64,27 +55,34 @@ class Trainer:
         self.model = build(settings, where.dtype).to(where.device)
         self.optimizers = build_optimizers(self.model, self.s)
         self.update = CudaGraph(partial(update, self.model, self.optimizers, self.s), where)
-        self.probes = {split: split_of(settings, split, self.s.probe_scenes) for split in PROBES}
+        self.curve = Curve(settings, self.evaluator, where)
+        self.end = torch.nn.Module()  # a buffer, because `until` makes it part of the state
+        self.end.register_buffer("steps", torch.tensor(self.s.steps))
 
     def train(self) -> None:
         """All steps, then the weights and a summary."""
         s, peaks = self.s, {"muon": self.s.muon_lr, "adam": self.s.lr}
-        loop = Loop(self.run, {"model": self.model} | self.optimizers, s.steps)
+        loop = Loop(self.run, {"model": self.model} | self.optimizers
+                    | ({"end": self.end} if s.until else {}), s.steps, picture=self.picture)
+        loop.total = int(self.end.steps)
         for step in loop:
-            share = schedule(s.schedule, step, s.steps, s.warmup_steps)
+            share = schedule(s.schedule, step, loop.total, s.warmup_steps)
             for name, optimizer in self.optimizers.items():
                 set_rate(optimizer, peaks[name] * share)
             direction, metrics = self.step(step)
             loop.watch(*metrics.values())
-            last, sequences = step + 1 == s.steps, (step + 1) * self.batches.batch
+            last, sequences = step + 1 == loop.total, (step + 1) * self.batches.batch
             if (step + 1) % LOG_EVERY == 0 or last:
                 loop.log(direction=direction, sequences=sequences,
                          **{name: metrics[name] for name in LOGGED})
             if s.probe_scenes and ((step + 1) % s.probe_every == 0 or last):
-                for point in self.probe():
+                for point in self.curve.points(self.model):
                     loop.log(**point, sequences=sequences)
-        self.run.finish({"seconds": loop.seconds, "steps": s.steps,
-                         "sequences": s.steps * self.batches.batch,
+                    if loop.total == s.steps and learned(point, s.until):
+                        loop.total = min(s.steps, falling_end(step + 1, s.warmup_steps))
+                        self.end.steps.fill_(loop.total)
+        self.run.finish({"seconds": loop.seconds, "steps": loop.total,
+                         "sequences": loop.total * self.batches.batch,
                          "training_scenes": self.batches.n,
                          "parameters": sum(p.numel() for p in self.model.parameters())},
                         self.model.state_dict())
@@ -101,29 +99,15 @@ class Trainer:
         text, codes = self.captions[index].long(), self.codes[index].long()
         return direction, self.update(text, codes, direction)
 
-    def probe(self) -> list[dict]:
-        """Points of the learning curves: digit accuracy per case on validation scenes.
-
-        Of held-out combinations (`val`) and seen ones (`val_seen`), in every trained direction;
-        images are sampled, captions greedy. Text->image also has the `nats` of the true codes of an
-        image, which change before any digit is right.
-        """
+    def picture(self) -> tuple[Tensor, str]:
+        """Four training captions, painted."""
+        captions = self.scenes.caption[:4]
         self.model.eval()
-        options, seed, points = self.settings.evaluation, self.settings.seed, []
-        for split, (scenes, items) in self.probes.items():
-            truth = encode_scenes(self.evaluator.vqgan, scenes, items, self.where).long()
-            for task in DIRECTIONS[self.s.directions]:
-                point = {"probe": split, "task": task, "n": len(scenes)}
-                if task == "t2i":
-                    codes = self.evaluator.text_to_image(self.model, scenes.caption, options, seed)
-                    scores = self.evaluator.score_codes(codes, scenes)
-                    point["nats"] = mean_nats(self.model, scenes.caption, truth)
-                else:
-                    texts = self.evaluator.image_to_text(self.model, truth, options, seed, True)
-                    scores = self.evaluator.score_texts(texts, scenes)
-                points.append(point | case_values(scores, scenes, "digit"))
+        codes = self.evaluator.text_to_image(self.model, captions, self.settings.evaluation,
+                                             self.settings.seed)
         self.model.train()
-        return points
+        read = "<br>".join(map(self.evaluator.tokenizer.decode, captions))
+        return torch.cat(list(self.evaluator.decode(codes)), dim=2), f"captions, painted<br>{read}"
 
 
 def direction_of(step: int, s: Stage2Config) -> str:
@@ -171,11 +155,3 @@ def schedule(name: str, step: int, steps: int, warmup: int) -> float:
     if name == "restarts":
         return 0.5 * (1 + math.cos(math.pi * (6 * progress % 1)))
     return 1.0
-
-
-def curve(rows: list[dict], split: str, task: str = "t2i") -> tuple[np.ndarray, dict]:
-    """Learning curve from metrics: sequences seen (n,), and {case: accuracy (n,)}."""
-    points = [row for row in rows if row.get("probe") == split and row.get("task") == task]
-    cases = [key for key in (points[0] if points else {}) if key.startswith(("quad", "center"))]
-    return (np.array([p["sequences"] for p in points]),
-            {case: np.array([p[case] for p in points], dtype=float) for case in cases})
