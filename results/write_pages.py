@@ -94,7 +94,7 @@ def in_short(grid: Grid) -> str:
     there = [name for name in LARGER if (ROOT / "results" / name / "tables/table1.csv").exists()]
     found = answers(_claims(grid), {name: _claims(published_grid(name)) for name in there})
     measured = why.table(grid)
-    return f"{found}\n\n{second_judge(measured)}" if measured.official_second.any() else found
+    return f"{found} {second_judge(measured)}" if measured.official_second.any() else found
 
 
 def second_judge(frame: pd.DataFrame) -> str:
@@ -118,7 +118,7 @@ def second_judge(frame: pd.DataFrame) -> str:
 
 
 def _bounds(values: pd.Series) -> str:
-    return f" {text(ends)}" if (ends := t_bounds(values)) else ""
+    return f" {text(ends)}" if (ends := t_interval(values)) else ""
 
 
 def _claims(grid: Grid) -> list[Claim]:
