@@ -193,8 +193,6 @@ CONSTANTS = {
         5.0, "test_progress::test_nothing_is_told_before_it_can_be_known"),
     "train.progress.SHARE": (
         0.01, "test_progress::test_interrupts_and_pictures_change_no_training"),
-    "train.stage2.GREEDY": (
-        "t2i_greedy", "test_training::test_until_ends_stage_2_early_and_the_rate_falls_from_there"),
     "evaluate.measures.GRID": (
         None,
         "test_measures::test_every_point_of_the_grid_is_there_once_for_both_splits_and_judges"),
