@@ -26,7 +26,7 @@ METRICS = {"t2i": ("digit", "colour", "digit_colour", "empty", "scene"),
 def accuracy(variant: str, seed: int, task: str, split: str, case: str) -> float:
     """The share of right digits that the fake runs aim at."""
     drop = 0.05 * CASES.index(case) + (0.2 if task == "i2t" else 0) - 0.1 * (split == "test_seen")
-    return LEVEL[variant] - drop + 0.02 * seed * (-1) ** seed
+    return LEVEL[variant] - drop + 0.02 * (seed % 10) * (-1) ** seed
 
 
 def finish(grid: Grid, without: tuple[str, ...] = ()) -> None:

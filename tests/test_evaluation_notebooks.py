@@ -73,6 +73,7 @@ def blank(figures: dict) -> bool:
 
 def test_notebooks_run_with_nothing_finished(execute, tmp_path):
     assert blank(execute("06_discussion", tmp_path)[1])
+    assert blank(execute("08_why", tmp_path)[1])
     names, figures = execute("05_evaluation", tmp_path)
     assert blank(figures)
     truth = {Clause(0, 0, 2), Clause(3, 3, 9)}
@@ -100,6 +101,27 @@ def test_notebooks_run_with_nothing_to_compare(execute, tmp_path):
     values = {"variants": "mb", "overrides": "stage2.directions=i2t"}
     assert blank(execute("05_evaluation", tmp_path, **values)[1])
     assert blank(execute("06_discussion", tmp_path, **values)[1])
+
+
+def test_notebook_08_shows_what_has_run_and_names_what_has_not(execute, tmp_path, capsys):
+    """Planted faults: trainings of before the plan decide; an arm that has not run is not named."""
+    grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
+    fake_runs.finish(grid)
+    fake_runs.finish(choose("smoke", "sc,te", "100,101", results=str(tmp_path)))
+    names, figures = execute("08_why", tmp_path, variants="sc,te", seeds="0,1")
+    said = capsys.readouterr().out
+    assert "our judge: not settled" in said and "pairs of te and sc: 2" in said
+    assert "not run yet: merged, sc40, te_revived" in said
+    assert len(figures) == 7
+    drawn = figures["08_bits"].axes[0]
+    planned = names["means"][names["means"].planned]
+    filled = [tuple(points.get_offsets()[0]) for points in drawn.collections
+              if len(points.get_facecolor())]
+    assert sorted(filled) == sorted(zip(planned.bits, planned.official, strict=True))
+    assert len(drawn.collections) == 4 and "simvq" in stamps(figures["08_bits"])
+    found = figures["08_two_by_two"].axes[0]
+    drawn = {round(float(y), 9) for line in found.lines for y in line.get_ydata()}
+    assert {round(y, 9) for y in planned.official} <= drawn
 
 
 def test_every_seed_is_a_point_and_only_drawn_seeds_are_named(execute, tmp_path):

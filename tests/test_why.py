@@ -7,9 +7,10 @@ import fake_runs
 import numpy as np
 import pandas as pd
 import pytest
+import write_pages
 from scipy import stats as scipy_stats
 
-from tevq.evaluate.measures import GRID
+from tevq.evaluate.metrics import GRID
 from tevq.grid import choose
 from tevq.report import why
 from tevq.runs.devices import ROOT
@@ -210,3 +211,18 @@ def test_of_equal_points_the_one_nearest_to_the_official_one():
     assert why.best_points(pd.DataFrame([row])) == {("te", True): (1.0, 38)}
     row[why.point("val", (1.0, 38))] = 0.8
     assert why.best_points(pd.DataFrame([row])) == {("te", True): (1.0, 6)}
+
+
+def test_words_say_what_the_records_say():
+    """Planted faults: one judge's number under the other's name; greedy and sampled swapped."""
+    assert "nothing yet" in write_pages.second_judge(frame(sc=0.8, te=0.9).reindex(columns=[
+        "variant", "seed", why.point("test", why.OFFICIAL), "official_second", "real_second",
+        "recall_official", "recall_greedy"]))
+    rows = [{"variant": variant, "seed": 0, why.point("test", why.OFFICIAL): 0.8 + gain,
+             "official_second": 0.79 + 2 * gain, "real_second": 0.99, "recall_official": 0.5,
+             "recall_greedy": 0.3 - gain} for variant, gain in (("sc", 0.0), ("te", 0.06))]
+    said = write_pages.second_judge(pd.DataFrame(rows))
+    assert "99.0% of real" in said and "it says te − sc = +0.120, the first judge +0.060." in said
+    assert "0.50 (sc) and 0.50 (te) lies near one that is painted by official" in said
+    assert "0.30 (sc) and 0.24 (te) lies near one that is painted by greedy" in said
+    assert "seeds 0)" in said

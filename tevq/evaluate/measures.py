@@ -16,7 +16,6 @@ Greedy is temperature 0 and top_k 1; a top_k of 0 is no limit.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from typing import Any
 
@@ -29,14 +28,12 @@ from tevq.data.scenes import Scenes, render
 from tevq.evaluate import equivariance
 from tevq.evaluate.evaluate import case_rows, first_of_each_case
 from tevq.evaluate.evaluator import CHUNK, Evaluator, encoded_split, mean_nats, split_of
-from tevq.evaluate.metrics import read_places
+from tevq.evaluate.metrics import GRID, read_places
 from tevq.models import classifier, transformer
 from tevq.models.transformer import Transformer
 from tevq.runs import devices
 from tevq.runs.run import Run, open_run, parents
 
-# temperatures and top-k, of results/plan.md; and greedy
-GRID = (*itertools.product((0.25, 0.5, 0.75, 1.0), (6, 38, 0)), (0.0, 1))
 NEIGHBOURS = 3  # k of precision and recall, as in their paper
 NATS = ("val", "val_seen", "test", "test_seen")
 

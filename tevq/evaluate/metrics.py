@@ -28,6 +28,7 @@ Captions (`score_captions`); a flagged caption (any problem in `captions.parse`)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ INK_LEVEL = 0.2
 INK_PIXELS = 12  # in scenes of 64x64 pixels; as a share of the pixels in others
 SPLITS = ("test", "test_seen")  # what is evaluated: held-out and seen combinations
 DECODINGS = ("sampled", "greedy")
+# temperatures and top-k of results/plan.md (0: no limit), and greedy
+GRID = (*itertools.product((0.25, 0.5, 0.75, 1.0), (6, 38, 0)), (0.0, 1))
 IMAGE_METRICS = ("digit", "colour", "digit_colour", "empty", "scene")
 CAPTION_METRICS = ("official_digit", "digit", "slot_precision", "slot_recall", "slot_f1", "exact",
                    "well_formed")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from tevq.config import SettingsError
-from tevq.evaluate.measures import GRID
+from tevq.evaluate.metrics import GRID
 from tevq.grid import Grid
 from tevq.report.claims import MARGIN, Claim
 from tevq.report.stats import Interval, t_interval
@@ -140,6 +140,7 @@ def _numbers(stage1: Mapping, quantizer: Mapping, evaluation: Mapping, measured:
     found |= {point(split, at, judge): mean(measured, judge=judge, split=split, temperature=at[0],
                                             top_k=at[1], **own)
               for judge in JUDGES.values() for split in ("val", "test") for at in GRID}
+    found["real_second"] = mean(measured, judge="second", task="ceiling-real", metric="digit")
     return found | {"official_second": found[point("test", OFFICIAL, "second")]}
 
 
