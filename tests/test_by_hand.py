@@ -499,9 +499,9 @@ def test_every_preset_samples_as_officially_and_weighs_as_the_paper():
         assert (s.evaluation.temperature, s.evaluation.top_k) == (1, 38)
         assert (s.stage1.stride, s.stage1.padding, s.data.scene) == (4, "replicate", 64)
         assert s.stage2.clip == 1 and s.stage2.fraction == 1 and s.data.seed == 0
-        own = name != "paper"
-        assert s.stage1.perceptual_weight == (0.2 if own else 1)
-        assert s.stage2.beta2 == (0.95 if own else 0.999) and s.stage2.muon_lr == 0.01
+        assert s.stage1.perceptual_weight == (1 if name == "paper" else 0.2)
+        assert s.stage2.beta2 == (0.999 if name in ("paper", "plain") else 0.95)
+        assert s.stage2.muon_lr == 0.01
         assert s.stage2.t2i_share == (0.75 if name == "laptop" else 0.5)
         assert s.stage1.codes == s.stage1.code_dim == (32 if name == "smoke" else 256)
 

@@ -141,7 +141,7 @@ EFFECTS = {
     "classifier.width": (5, of_the_classifier),
     "classifier.steps": (5, of_the_classifier, {"weights", "items"}),
     "classifier.batch": (17, of_the_classifier, {"weights", "items"}),
-    "classifier.lr": (1e-3, of_the_classifier),
+    "classifier.lr": (1e-3, of_the_classifier), "classifier.seed": (1, of_the_classifier),
     "stage1.downsample": ("max_blurpool", of_stage1), "stage1.quantizer": ("other", of_stage1),
     "stage1.orthogonality": (1.0, of_stage1), "stage1.stride": (8, of_stage1),
     "stage1.channels": (8, of_stage1), "stage1.multipliers": ((1, 1, 2), of_stage1),
@@ -155,6 +155,11 @@ EFFECTS = {
     "stage1.steps": (3, of_stage1, {"metrics", "weights", "images"}),
     "stage1.batch": (3, of_stage1, {"metrics", "weights", "images"}),
     "stage1.lr": (2e-3, of_stage1), "stage1.decay": (False, of_stage1),
+    "stage1.levels": ((2, 3, 2), of_stage1), "stage1.attention": (False, of_stage1),
+    "stage1.normalization": ("position", of_stage1), "stage1.penalty_on": ("unused", of_stage1),
+    "stage1.revive_every": (1, of_stage1), "stage1.frozen_lengths": (True, of_stage1),
+    "stage1.causal": (0.1, of_stage1), "stage1.shift_features": (0.1, of_stage1),
+    "stage1.shift_decoding": (0.1, of_stage1),
     "stage2.architecture": ("official", of_stage2), "stage2.captions": ("fresh", of_stage2),
     "stage2.dim": (24, of_stage2), "stage2.depth": (2, of_stage2), "stage2.heads": (1, of_stage2),
     "stage2.head_dim": (4, of_stage2), "stage2.window": (2, of_stage2),
@@ -169,6 +174,7 @@ EFFECTS = {
     "stage2.warmup_steps": (3, of_stage2), "stage2.schedule": ("constant", of_stage2, {"weights"}),
     "stage2.clip": (0.02, of_stage2), "stage2.probe_every": (3, of_stage2, {"curves"}),
     "stage2.probe_scenes": (5, of_stage2, {"curves"}),
+    "stage2.until": (1.0, of_stage2, {"tasks"}),  # greedy points; what they end: test_training
     "evaluation.scenes": (5, of_the_evaluation, {
         (split, metric) for split in evaluation.SPLITS for metric in ("scene", "exact")}),
     "evaluation.temperature": (1.0, of_sampling, {"images", "captions"}),
@@ -176,11 +182,15 @@ EFFECTS = {
     "evaluation.batch": (5, of_sampling, set()),  # how many at a time changes nothing
 }
 ALSO = {"stage2.architecture": {"stage2.window": 1, "stage2.neighbours": 0},
+        "stage1.levels": {"stage1.quantizer": "fsq", "stage1.orthogonality": 0.0,
+                          "stage1.levels": (3, 2, 2), "stage1.code_dim": 3},
         "classifier.architecture": {"stage1.perceptual": "lpips-vgg"}}
+# looked at where other trainings are at hand
+ELSEWHERE = {"stage1.merged_to", "measures.val", "measures.test", "measures.replaced"}
 
 
 def test_every_setting_is_looked_at():
-    assert set(EFFECTS) == set(config.names())
+    assert set(EFFECTS) | ELSEWHERE == set(config.names()) and not ELSEWHERE & EFFECTS.keys()
 
 
 class Halves(quantizer.Quantizer):

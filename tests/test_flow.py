@@ -42,6 +42,18 @@ def lights(x: torch.Tensor) -> set[int]:
     return set(((x.detach().amax((1, 2, 3)) + 1) * 127.5).round().int().tolist())
 
 
+def watch_methods(spy, note, patch) -> None:
+    """Notes what is asked of sampling, and every learning rate."""
+    for method in ("text_to_image", "image_to_text"):
+        spy(evaluator.Evaluator, method, lambda self, model, x, options, seed, greedy=False,
+            method=method: note(method, (len(x), options, seed, greedy)))
+    for module in (stage1, stage2):
+        spy(module.Trainer, "train", lambda self: note("trainer", self))
+        rate = module.set_rate
+        patch.setattr(module, "set_rate", lambda optimizer, share, rate=rate: (
+            note(type(optimizer).__name__, share), rate(optimizer, share)))
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study through all steps, and what was seen on the way."""
@@ -74,14 +86,7 @@ def study(tmp_path_factory):
     spy(loop.Batches, "__init__", lambda self, *words: note("batches", words))
     spy(equivariance.Probe, "__init__", lambda self, items, *words: (
         note("probe", words[:2]), phase.__setitem__(0, "probe")))
-    for method in ("text_to_image", "image_to_text"):
-        spy(evaluator.Evaluator, method, lambda self, model, x, options, seed, greedy=False,
-            method=method: note(method, (len(x), options, seed, greedy)))
-    for module in (stage1, stage2):
-        spy(module.Trainer, "train", lambda self: note("trainer", self))
-        rate = module.set_rate
-        patch.setattr(module, "set_rate", lambda optimizer, share, rate=rate: (
-            note(type(optimizer).__name__, share), rate(optimizer, share)))
+    watch_methods(spy, note, patch)
     s, results = tiny("te", SEED, **CHANGES), tmp_path_factory.mktemp("results")
     step("classifier", classifier.train)
     step("stage1", stage1.train)

@@ -45,6 +45,7 @@ SETTINGS = {
     "classifier.steps": f"{HAND}::test_the_training_of_the_classifier",
     "classifier.batch": f"{HAND}::test_the_training_of_the_classifier",
     "classifier.lr": f"{HAND}::test_the_training_of_the_classifier",
+    "classifier.seed": "test_measures::test_the_second_judge_is_another_network_trained_apart",
     "stage1.downsample": "test_settings::test_te_differs_from_sc_in_the_penalty_only",
     "stage1.quantizer": "test_extending::test_a_new_quantizer_is_one_entry",
     "stage1.orthogonality": LOSS,
@@ -67,6 +68,18 @@ SETTINGS = {
     "stage1.steps": SIZES, "stage1.batch": SIZES,
     "stage1.lr": f"{FLOW}::test_learning_rates_arrive_at_every_step",
     "stage1.decay": f"{HAND}::test_the_rate_of_stage1_falls_to_a_tenth",
+    "stage1.merged_to": "test_rivals::test_merged_codes_are_groups_of_the_old_ones",
+    "stage1.levels": "test_rivals::test_fsq_rounds_every_channel",
+    "stage1.attention": "test_rivals::test_an_encoder_without_context_sees_near_pixels_only",
+    "stage1.normalization": "test_rivals::test_position_norm_hears_of_no_other_position",
+    "stage1.penalty_on":
+        "test_rivals::test_gradients_on_used_and_unused_codes_add_up_to_those_on_all",
+    "stage1.revive_every":
+        "test_rivals::test_dead_codes_are_put_on_outputs_of_the_batch_until_the_last_fifth",
+    "stage1.frozen_lengths": "test_rivals::test_ages_count_steps_and_lengths_stay",
+    "stage1.causal": "test_rivals::test_penalties_by_a_second_route",
+    "stage1.shift_features": "test_rivals::test_penalties_by_a_second_route",
+    "stage1.shift_decoding": "test_rivals::test_penalties_by_a_second_route",
     "stage2.architecture": "test_official::test_the_official_size_has_10_73_million_parameters",
     "stage2.captions": "test_official::test_every_epoch_has_its_captions",
     "stage2.dim": "test_transformer::test_sizes", "stage2.depth": "test_transformer::test_sizes",
@@ -87,6 +100,12 @@ SETTINGS = {
     "stage2.schedule": f"{HAND}::test_schedules_of_stage2_by_hand", "stage2.clip": UPDATE,
     "stage2.probe_every": "test_training::test_learning_curve_has_both_splits_and_all_cases",
     "stage2.probe_scenes": f"{FLOW}::test_curves_are_painted_at_random_and_written_greedily",
+    "stage2.until": "test_training::test_until_ends_stage_2_early_and_the_rate_falls_from_there",
+    "measures.val":
+        "test_measures::test_every_point_of_the_grid_is_there_once_for_both_splits_and_judges",
+    "measures.test":
+        "test_measures::test_official_and_greedy_points_are_the_scenes_of_the_evaluation",
+    "measures.replaced": "test_measures::test_replaced_codes",
     "evaluation.scenes": "test_training::test_evaluation_counts_every_scene_of_both_splits",
     "evaluation.temperature": SCORED, "evaluation.top_k": SCORED,
     "evaluation.batch": "test_training::test_a_sample_does_not_depend_on_its_batch",
@@ -163,6 +182,23 @@ CONSTANTS = {
         None, "test_vqgan::test_official_sizes_have_the_official_parameter_counts"),
     "train.classifier.LOG_EVERY": (100, GUARDED),
     "train.classifier.SHIFT": (2, f"{HAND}::test_the_training_of_the_classifier"),
+    "models.vqgan.NORMALIZATIONS": (
+        None, "test_rivals::test_position_norm_hears_of_no_other_position"),
+    "models.rivals.ENTROPY": (0.1, "test_rivals::test_lfq_has_signs_and_its_entropies"),
+    "train.regularizers.WINDOW": (100, "test_rivals::test_ages_count_steps_and_lengths_stay"),
+    "train.regularizers.LAST": (
+        0.8, "test_rivals::test_dead_codes_are_put_on_outputs_of_the_batch_until_the_last_fifth"),
+    "train.progress.EVERY": (1.0, "test_progress::test_one_line_stays_of_a_training"),
+    "train.progress.SOON": (
+        5.0, "test_progress::test_nothing_is_told_before_it_can_be_known"),
+    "train.progress.SHARE": (
+        0.01, "test_progress::test_interrupts_and_pictures_change_no_training"),
+    "evaluate.measures.GRID": (
+        None,
+        "test_measures::test_every_point_of_the_grid_is_there_once_for_both_splits_and_judges"),
+    "evaluate.measures.NEIGHBOURS": (3, "test_measures::test_precision_and_recall_by_loops"),
+    "evaluate.measures.NATS": (("val", "val_seen", "test", "test_seen"),
+                               "test_measures::test_nats_are_the_sum_over_codes_one_by_one"),
     "train.cuda_graph.EAGER": (
         None, "test_cuda_graph::test_a_recorded_step_takes_new_inputs_and_returns_new_results"),
     "train.loop.CHECK_EVERY": (

@@ -95,3 +95,17 @@ def test_a_codebook_that_collapses_is_announced(tmp_path, monkeypatch, capsys):
 def test_the_start_of_the_discriminator_is_announced(tmp_path, capsys):
     stage1.train(tiny(), tmp_path)
     assert "step 3, the discriminator starts" in capsys.readouterr().out
+
+
+def test_trouble_in_the_first_step_counts_and_saves_are_timed(tmp_path):
+    """Planted faults: step 0 taken for no step; the clock in place of a time."""
+    run = open_run(tiny(), "stage1", tmp_path)
+    found, told = loop.Loop(run, {}, 5), []
+    found.deadline.saved = told.append
+    found.save(0)
+    assert len(told) == 1 and 0 <= told[0] < 60
+    found.watch(torch.tensor(1.0))
+    found.check()
+    found.watch(torch.tensor(math.nan))
+    with pytest.raises(DivergedError, match="at step 1 "):
+        found.check()

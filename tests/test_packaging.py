@@ -199,7 +199,7 @@ def test_what_is_imported_is_required():
     core = imported("tevq/pretrained.py", *(f"tevq/{name}" for name in (
         "runs", "data", "models", "evaluate", "train")))
     assert {"torch", "scikit-learn"} <= core
-    comes_along = {"pillow"}  # with torchvision
+    comes_along = {"pillow", "ipykernel"}  # with torchvision; within notebooks
     assert core - comes_along - {"lpips"} <= dependencies().keys()  # lpips: preset paper only
     peers = {"taming", "vector-quantize-pytorch", "dalle-pytorch", "transformers"}  # of notebook 07
     assert imported("tevq", "notebooks") - peers <= requirements().keys()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from tevq import forecast, lease, pipeline, presets
+from tevq import forecast, pipeline, presets
 from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
 from tevq.grid import choose
 
@@ -111,6 +111,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     grid = choose(options.preset, options.variants, options.seeds, options.tables,
                   ",".join(options.set), results)
     if options.lease:
+        from tevq import lease  # which imports torch; --help and --dry-run need not wait for it
+
         print(lease.prepare(grid, Path(options.lease)))
         return 0
     made = pipeline.plan(grid, options.notebooks, options.force, folder)

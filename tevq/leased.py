@@ -41,7 +41,7 @@ def work(path: Path, seconds: float, at_once: int = 0) -> int:
 
     at_once: how many; 0 is one for each core on a GPU, else 2.
     """
-    began, lines, out = time.time(), json.loads(path.read_text()), Path(os.environ["OUT"])
+    began, lines, out = time.time(), json.loads(path.read_text(encoding="utf-8")), Path(os.environ["OUT"])
     where = devices.detect()
     cuda, cores = where.device.type == "cuda", os.cpu_count() or 1
     at_once = min(at_once or (cores if cuda else 2), len(lines))
@@ -79,7 +79,7 @@ def _side_by_side(path: Path, count: int, at_once: int, until: float) -> list[in
 
 def one_cell(path: Path, number: int) -> int:
     """Trains and evaluates one cell as far as the deadline allows."""
-    line = json.loads(path.read_text())[number]
+    line = json.loads(path.read_text(encoding="utf-8"))[number]
     settings, steps = _settings(line["settings"]), {
         "stage1": stage1.train, "quantizer": evaluate_quantizer, "stage2": stage2.train,
         "evaluation": evaluate, "measures": _measure}
