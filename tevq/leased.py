@@ -41,7 +41,8 @@ def work(path: Path, seconds: float, at_once: int = 0) -> int:
 
     at_once: how many; 0 is one for each core on a GPU, else 2.
     """
-    began, lines, out = time.time(), json.loads(path.read_text(encoding="utf-8")), Path(os.environ["OUT"])
+    began, out = time.time(), Path(os.environ["OUT"])
+    lines = json.loads(path.read_text(encoding="utf-8"))
     where = devices.detect()
     cuda, cores = where.device.type == "cuda", os.cpu_count() or 1
     at_once = min(at_once or (cores if cuda else 2), len(lines))
