@@ -261,8 +261,8 @@ def test_an_installed_wheel_paints(tmp_path):
     run = {"check": True, "capture_output": True, "text": True}
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation",
                     "--quiet", "--target", str(tmp_path / "site"), str(tmp_path / "source")], **run)
-    program = ("import tevq; from tevq import pretrained; te = pretrained.load('te')\n"
-               "print(tevq.__file__)\nte.paint('the center is red two.', greedy=True).save('x.png')")
+    program = ("import tevq; from tevq import pretrained; print(tevq.__file__)\n"
+               "pretrained.load('te').paint('the center is red two.').save('x.png')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, **run)
     assert str(tmp_path / "site") in done.stdout and (tmp_path / "x.png").stat().st_size > 100
