@@ -31,10 +31,32 @@ from tevq.pipeline import FOLDER, NOTEBOOKS
 
 STRIP = [sys.executable, "-m", "nbstripout", "--keep-id", "--extra-keys", "metadata.language_info"]
 SETUP = '''\
-# Finds tevq when it is not installed: the notebook lies in the repository's folder `notebooks`.
+# Finds tevq installed or in the folder above; elsewhere, as on Colab, fetches it first.
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
+import urllib.request
 
+address = os.environ.get("TEVQ_ADDRESS", "")  # of the repository: git address, folder or .zip
 sys.path.append("..")
+if not importlib.util.find_spec("tevq"):
+    stop = type("Stop", (Exception,), {"_render_traceback_": lambda self: [f"tevq: {self}"]})
+    try:
+        if os.path.exists("tevq-repository"):
+            pass
+        elif address.endswith(".zip"):
+            shutil.unpack_archive(urllib.request.urlretrieve(address)[0], "tevq-zip", "zip")
+            shutil.move(os.path.join("tevq-zip", *os.listdir("tevq-zip")), "tevq-repository")
+        else:
+            subprocess.run(["git", "clone", "--depth=1", "--", address, "tevq-repository"],
+                           check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    except Exception:
+        raise stop(f"cannot fetch {address!r}; set `address` in this cell, run it again") from None
+    if subprocess.call([sys.executable, *"-m pip install -e ./tevq-repository[notebooks]".split()]):
+        raise stop("pip failed, see above; run this cell again when it can reach its packages")
+    sys.path.append(os.path.abspath("tevq-repository"))
 '''
 CHECKED, KEPT = "nbval-check-output", "keep_output"  # tags: nbval compares it, nbstripout keeps it
 KNOWN_TAGS = {"parameters", CHECKED, KEPT}

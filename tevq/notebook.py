@@ -16,14 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tevq.config import ROOT, SettingsError, unknown
-from tevq.grid import Grid, choose
+from tevq import pretrained
+from tevq.config import LOCAL, ROOT, SettingsError, UserError, results_root, unknown
+from tevq.data.source import load_source
+from tevq.grid import COMPARED, Grid, choose
 from tevq.pipeline import NOTEBOOKS
+from tevq.runs.run import open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INJECTED = "# Parameters\n"  # first line of the cell that papermill inserts
+SHOWS_TRAINED = ("02_aliasing", "04_stage2", "05_evaluation", "06_discussion")
 
 
 def start(namespace: dict[str, Any], name: str) -> Grid:
@@ -34,13 +38,16 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
     papermill injects a misspelt name without complaint, so every name that it injected must be a
     parameter of the notebook. Other names in the namespace may come from anywhere, for example from
     a startup file of IPython. Raises SettingsError for an unknown name and for any bad value.
+
+    Opened by hand with nothing trained, a notebook shows the networks that come with the
+    repository, and says so.
     """
     allowed = NOTEBOOKS[name]
-    for cell in namespace.get("_ih", ()):  # IPython's list of the cells that were run
-        if cell.startswith(INJECTED):
-            for found in re.findall(r"^(\w+) = ", cell, re.MULTILINE):
-                if found not in allowed:
-                    raise unknown(f"parameter of {name}", found, allowed)
+    injected = [cell for cell in namespace.get("_ih", ())  # IPython's list of the cells that ran
+                if cell.startswith(INJECTED)]
+    for found in re.findall(r"^(\w+) = ", "\n".join(injected), re.MULTILINE):
+        if found not in allowed:
+            raise unknown(f"parameter of {name}", found, allowed)
     if missing := [parameter for parameter in allowed if parameter not in namespace]:
         raise SettingsError(f"{missing[0]} is not set; run the parameters cell first")
     values = {parameter: namespace[parameter] for parameter in allowed}
@@ -49,7 +56,32 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
         print(f"tevq comes from {ROOT}, not from {here}; so do its results")
     if "variant" in values:  # a notebook about one training
         values |= {"variants": [values.pop("variant")], "seeds": [values.pop("seed")]}
-    return choose(**values)
+    grid = choose(**values)
+    return grid if injected or name not in SHOWS_TRAINED else _or_shipped(grid, name)
+
+
+def _or_shipped(grid: Grid, name: str) -> Grid:
+    """`grid`, or that of the shipped networks when it has no trained quantizer.
+
+    The whole grid is another one, so no number of the shipped networks stands in a table of `grid`.
+    Other results folders than the usual one are left alone: the published runs are not read there.
+    """
+    quantizers = [open_run(cell, "stage1", grid.results) for cell in grid.cells]
+    if any(run.done for run in quantizers) or results_root(grid.results) != LOCAL:
+        return grid
+    variants = set(COMPARED) & set(grid.variants) if name == "04_stage2" else ()
+    shipped = choose(pretrained.PRESET, tuple(variants) or COMPARED[-(name == "04_stage2"):],
+                     pretrained.SEED)
+    told = f"preset {grid.preset}: nothing is trained yet (./run_all.sh --preset {grid.preset})"
+    if name != "06_discussion":  # which reads numbers only
+        try:
+            load_source(shipped.settings.data.source, "test")
+        except UserError as error:
+            print(f"{told}; the trained networks that come with tevq cannot be shown: {error}")
+            return grid
+    print(f"{told}. Shown instead: networks that come with tevq, preset {shipped.preset}, "
+          f"{' and '.join(shipped.variants)}, seed {pretrained.SEED}")
+    return shipped
 
 
 def source(*things: Callable | type) -> None:
