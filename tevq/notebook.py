@@ -67,7 +67,8 @@ def _or_shipped(grid: Grid, name: str) -> Grid:
     Other results folders than the usual one are left alone: the published runs are not read there.
     """
     quantizers = [open_run(cell, "stage1", grid.results) for cell in grid.cells]
-    if any(run.done for run in quantizers) or results_root(grid.results) != LOCAL:
+    changed = grid.overrides or grid.fraction != 1  # asks for something of its own
+    if any(run.done for run in quantizers) or changed or results_root(grid.results) != LOCAL:
         return grid
     variants = set(COMPARED) & set(grid.variants) if name == "04_stage2" else ()
     shipped = choose(pretrained.PRESET, tuple(variants) or COMPARED[-(name == "04_stage2"):],
