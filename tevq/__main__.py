@@ -73,6 +73,7 @@ def parser() -> Parser:
              "in FOLDER/back; see tevq/README.md")
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
+    add("--site", action="store_true", help="build the web site in results/site instead")
     add("--test", action="store_true", help="run the tests instead: ruff, pytest, nbval")
     add("--torture", action="store_true",
         help="run the long tests instead: kills, damage, full disks; half an hour")
@@ -105,6 +106,11 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     if not options.budget >= LEAST_BUDGET:
         raise SettingsError(f"--budget {options.budget:g} is not allowed; use at least "
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
+    if options.site:
+        from tevq.site import __main__ as site  # which imports torch
+
+        print(site.build())
+        return 0
     if options.publish:  # not as a parameter of notebooks: published copies hold no path
         os.environ["TEVQ_RESULTS"] = str(PUBLISHED)
     results = str(Path(options.results).resolve()) if options.results else ""

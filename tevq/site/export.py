@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tevq.evaluate.evaluator import Generator
 from tevq.models.cpu_kernels import GroupNorm
 from tevq.models.transformer import Transformer
+from tevq.pretrained import Generator
 
 OPSET = 20
 
@@ -61,7 +61,7 @@ class PlainGroupNorm(nn.Module):
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """A copy with PyTorch's own group norms and layout of memory, for the exporter and its tests."""
+    """A copy with PyTorch's own group norms and layout of memory, for exporter and tests."""
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     for module in list(network.modules()):
         for name, child in module.named_children():

@@ -12,7 +12,7 @@ from tevq.config import SettingsError
 from tevq.data import captions, scenes
 from tevq.data.render import OFFSETS, RGB, render
 from tevq.data.source import load_source
-from tevq.evaluate.evaluator import Generator
+from tevq.pretrained import Generator
 
 LOOKED_AT = 300  # validation scenes behind what the code book shows
 EACH, EXAMPLES = 3, 24  # digits of every class to drag; captions to try
@@ -62,10 +62,11 @@ def book(te: Generator, images: Tensor) -> dict[str, Any]:
     from sklearn.cluster import AgglomerativeClustering
 
     codes, model = te.codes(images), te.evaluator.vqgan
-    table, s, n, flat = model.quantizer.table().cpu(), model.stride, codes[0].numel(), codes.flatten()
-    K = len(table)
+    table, s, n = model.quantizer.table().cpu(), model.stride, codes[0].numel()
+    K, flat = len(table), codes.flatten()
     counts = torch.bincount(flat, minlength=K)
-    where = torch.bincount(flat * n + torch.arange(n).repeat(len(codes)), minlength=K * n).view(K, n)
+    cell = torch.arange(n).repeat(len(codes))
+    where = torch.bincount(flat * n + cell, minlength=K * n).view(K, n)
     cells = te.evaluator.decode(codes).unfold(2, s, s).unfold(3, s, s)  # (B, 3, h, w, s, s)
     cells = cells.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(0, 2)  # (B h w, s s 3)
     looks = torch.zeros(K, cells.shape[1]).index_add_(0, flat, cells) / counts[:, None].clamp(min=1)

