@@ -15,8 +15,10 @@ export class Curve {
     this.draw();
   }
 
-  add(name, value) {
-    this.values[name] = [...this.values[name], value].slice(-KEPT);
+  /** Adds the value after a move (counted); older moves than the last KEPT go. */
+  add(name, move, value) {
+    this.values[name] = [...this.values[name].filter((point) => point.move > move - KEPT),
+                         { move, value }];
     this.drawing ??= requestAnimationFrame(() => {
       this.drawing = null;
       this.draw();
@@ -43,15 +45,24 @@ export class Curve {
       context.strokeRect(left, y(value), width - left, 0);
       context.globalAlpha = 1;
     }
-    const longest = Math.max(30, ...Object.values(this.values).map((list) => list.length));
+    const moves = Object.values(this.values).flat().map(({ move }) => move);
+    const first = Math.min(...moves), span = Math.max(30, Math.max(...moves) - first);
+    const x = (move) => left + 6 + (move - first) / span * (width - left - 12);
     for (const [name, list] of Object.entries(this.values)) {
       context.strokeStyle = style.getPropertyValue(`--${name}`);
       context.lineWidth = 2.5;
       context.setLineDash(name === 'sc' ? [6, 3] : []);
       context.beginPath();
-      list.forEach((value, i) =>
-        context.lineTo(left + 4 + i / (longest - 1) * (width - left - 8), y(value)));
+      for (const { move, value } of list) context.lineTo(x(move), y(value));
       context.stroke();
+      if (list.length) { // a dot where it stands now; alone after the first move
+        const { move, value } = list.at(-1);
+        context.setLineDash([]);
+        context.fillStyle = context.strokeStyle;
+        context.beginPath();
+        context.arc(x(move), y(value), 4, 0, 7);
+        context.fill();
+      }
       context.setLineDash([]);
     }
   }

@@ -2,17 +2,21 @@
 
 import { $, cards, make } from './dom.js';
 import { blank, bytesOf, drawItem, fromFile, show } from './picture.js';
+import { uniform } from './random.js';
 
 export class Describe {
   constructor(page) {
     this.page = page;
     this.cards = cards('describe', page.data.variants, (name) => [
-      make('p', { className: 'says', 'aria-live': 'polite' }, '–'),
-      make('figure', {}, make('canvas', { className: 'pixels', role: 'img',
-        'aria-label': `The picture as the codes of ${name} show it` }),
-      make('figcaption', {}, 'What the codes keep of it'))]);
+      make('canvas', { className: 'pixels', role: 'img', width: page.data.size,
+        height: page.data.size, 'aria-label': `The picture as the codes of ${name} keep it` }),
+      make('p', { className: 'hint' }, 'What the codes keep of it'),
+      make('p', { className: 'says', 'aria-live': 'polite' }, '–')]);
     for (const button of document.querySelectorAll('[data-take]')) {
-      button.onclick = () => this.take(button.dataset.take);
+      button.onclick = () => {
+        if (button.dataset.take === 'scene') page.state.scene += page.state.take === 'scene' ? 1 : 0;
+        this.take(button.dataset.take);
+      };
     }
     $('#file').onchange = (event) => event.target.files[0] && this.open(event.target.files[0]);
     const panel = $('#describe');
@@ -23,38 +27,53 @@ export class Describe {
     };
   }
 
-  /** Takes the picture that another part of the page shows. */
-  take(from) {
-    const { drag, type, data } = this.page;
-    if (from === 'scene') return this.look(...this.scene());
-    if (from === 'drag') return this.look(drag.picture(drag.page.state.right, drag.page.state.down));
+  /** Takes a scene, or the picture that another part of the page shows. */
+  async take(from) {
+    const { drag, type, state, data, changed } = this.page;
+    state.take = from;
+    changed();
+    this.press(from);
+    if (from === 'scene') return this.look(...this.scene(state.scene));
+    if (from === 'drag') return this.look(drag.picture(state.right, state.down));
+    if (!type.painted[from]) await type.paint();
     const painted = type.painted[from];
-    if (!painted) {
-      $('#truth').textContent = `${from} has painted nothing yet: go to “Type a caption” first.`;
-      return null;
-    }
-    return this.look(painted.image, painted.clauses, data.variants);
+    if (painted) return this.look(painted.image, painted.clauses);
+    $('#refused').textContent = this.page.waits() ||
+      `There is no painting of ${from} yet: paint one under “Type a caption” first.`;
+    return null;
   }
 
-  /** A picture with one to four digits, drawn at random, and what it shows. */
-  scene() {
-    const { data } = this.page, any = (n) => Math.floor(Math.random() * n);
-    const pixels = bytesOf(data.digits.pixels), n = data.item ** 2, picture = blank(data.size);
-    const places = [0, 1, 2, 3].sort(() => Math.random() - 0.5).slice(0, 1 + any(4));
-    const clauses = places.map((place) => {
-      const digit = any(data.digits.labels.length), colour = any(data.rgb.length);
+  press(from) {
+    $('#refused').textContent = '';
+    for (const button of document.querySelectorAll('[data-take]')) {
+      button.setAttribute('aria-pressed', String(button.dataset.take === from));
+    }
+  }
+
+  /** A picture with one to four digits, drawn at random from a seed, and what it shows. */
+  scene(seed) {
+    const { data } = this.page, pixels = bytesOf(data.digits.pixels), n = data.item ** 2;
+    let step = 0;
+    const any = (count) => Math.floor(uniform(seed * 2 ** 32, step++) * count);
+    const picture = blank(data.size), places = [0, 1, 2, 3], clauses = [];
+    for (let count = 1 + any(4); count; count--) {
+      const [place] = places.splice(any(places.length), 1), colour = any(data.rgb.length);
+      const digit = any(data.digits.labels.length);
       drawItem(picture, data.size, pixels.subarray(digit * n, (digit + 1) * n), data.item,
                data.rgb[colour], ...data.offsets[place]);
-      return { place, colour, label: data.digits.labels[digit] };
-    });
+      clauses.push({ place, colour, label: data.digits.labels[digit] });
+    }
     return [picture, clauses];
   }
 
+  /** A file of the reader; what is no image is refused, and the last picture stays. */
   async open(file) {
     try {
-      await this.look(await fromFile(file, this.page.data.size));
+      const picture = await fromFile(file, this.page.data.size);
+      this.press('');
+      await this.look(picture);
     } catch (error) {
-      $('#truth').textContent = error.message;
+      $('#refused').textContent = error.message;
     }
     $('#file').value = '';
   }
@@ -66,8 +85,9 @@ export class Describe {
     this.picture = picture;
     show($('#picture'), picture, data.size);
     const say = ({ place, colour, label }) =>
-      `${data.grammar.places[place]} ${grammar.colours[colour]} ${grammar.names[label]}`;
+      `${grammar.places[place]} ${grammar.colours[colour]} ${grammar.names[label]}`;
     $('#truth').textContent = clauses ? `It shows: ${clauses.map(say).join(', ')}.` : '';
+    if (page.waits()) $('#refused').textContent = page.waits();
     await Promise.all(Object.entries(clients).map(async ([name, client]) => {
       const card = this.cards[name], says = $('.says', card);
       says.textContent = '…';

@@ -9,7 +9,7 @@ import { Curve } from './curve.js';
 export class Drag {
   /** page: {data, state, clients, changed(), failed(error)}. */
   constructor(page) {
-    Object.assign(this, { page, latest: {}, reference: {}, moves: [], done: [] });
+    Object.assign(this, { page, latest: {}, reference: {}, move: 0 });
     const { data } = page, n = data.item ** 2, pixels = bytesOf(data.digits.pixels);
     this.items = data.digits.labels.map((_, i) => pixels.subarray(i * n, (i + 1) * n));
     this.cards = cards('drag', data.variants, () => [
@@ -77,7 +77,7 @@ export class Drag {
 
   /** The pad on which a digit is drawn, with a soft pen as thick as the digits'. */
   pad() {
-    const pad = $('#pad'), { item: s } = this.page.data, context = pad.getContext('2d');
+    const pad = $('#pad'), { item: s } = this.page.data, context = pad.getContext('2d', { willReadFrequently: true });
     const ready = () => {
       context.fillStyle = '#000';
       context.fillRect(0, 0, s, s);
@@ -134,20 +134,22 @@ export class Drag {
     const { data, state } = this.page, { right, down } = state;
     const picture = this.now = this.picture(right, down);
     show($('#scene'), picture, data.size);
-    $('#where').textContent = `${right} px right, ${down} px down of the start`;
+    $('#where').textContent = `Moved by ${right} px to the right and ${down} px down`;
     for (const name of ['right', 'down']) {
       $(`#${name}`).value = state[name];
       $(`#${name}`).nextElementSibling.textContent = `${state[name]} px`;
     }
     this.pressDigit(state.drawn ? -1 : state.digit);
     this.pressColour(state.colour);
-    const key = `${state.drawn ?? state.digit}/${state.colour}`;
-    await Promise.all(data.variants.map((name) => this.measure(name, key, picture, right, down)))
-      .catch(this.page.failed);
+    const key = `${state.drawn ?? state.digit}/${state.colour}`, move = this.move += 1;
+    await Promise.all(data.variants.map((name) =>
+      this.measure(name, key, picture, right, down, move))).catch(this.page.failed);
+    clearTimeout(this.saying); // for screen readers: once the digit rests
+    this.saying = setTimeout(() => this.say(), 500);
   }
 
   /** Codes of one variant for a picture, against those of the same digit at the start. */
-  async measure(name, key, picture, right, down) {
+  async measure(name, key, picture, right, down, move) {
     const { clients, data } = this.page, client = clients[name];
     if (!client) return;
     if (this.reference[name]?.key !== key) {
@@ -160,12 +162,10 @@ export class Drag {
     const reference = this.reference[name], first = await reference.codes;
     const codes = await client.newest(picture);
     if (!codes || this.reference[name] !== reference) return;
-    this.done.push(performance.now());
     const found = this.compare(first, reference.ink, codes, picture, right, down);
     this.latest[name] = { codes, first, ...found };
     this.draw(name);
-    this.curve.add(name, found.agreement);
-    this.rate();
+    this.curve.add(name, move, found.agreement);
   }
 
   /** Agreement on the digit, optionally with merged codes: groups[code]. */
@@ -193,18 +193,13 @@ export class Drag {
       `Codes of ${name}: ${marked.length} squares changed, agreement ${percent(share)}`);
   }
 
-  /** How many moves a second are shown, from the last two seconds. */
-  rate() {
-    const now = performance.now();
-    this.done = this.done.filter((time) => now - time < 2000);
-    const count = this.done.length / Object.keys(this.page.clients).length;
-    if (count > 4) {
-      $('#rate').textContent = `On this machine: ${Math.round(count / (now - this.done[0]) * 1000)} ` +
-        'moves a second, both variants.';
-    }
+  say() {
+    const told = Object.entries(this.latest).map(([name, { agreement: share }]) =>
+      `${name} ${percent(share)}`);
+    if (told.length) $('#heard').textContent = `${$('#where').textContent}. Agreement: ${told.join(', ')}.`;
   }
 
-  /** Moves the digit pixel by pixel, to the right and then down. */
+  /** Moves the digit pixel by pixel, to the right and then down; says how fast that went. */
   async sweep() {
     if (this.sweeping) {
       this.sweeping = false;
@@ -213,9 +208,15 @@ export class Drag {
     this.sweeping = true;
     $('#sweep').textContent = 'Stop';
     this.curve.clear();
-    for (let i = 0; i <= 64 && this.sweeping; i++) {
-      await this.set({ right: Math.min(i, 32), down: Math.max(0, i - 32) });
-      await new Promise(requestAnimationFrame);
+    const began = performance.now();
+    let moves = 0;
+    for (; moves <= 64 && this.sweeping; moves++) {
+      await this.set({ right: Math.min(moves, 32), down: Math.max(0, moves - 32) });
+      if (!this.page.ready) await new Promise(requestAnimationFrame);
+    }
+    if (moves > 8 && this.page.ready) {
+      $('#rate').textContent = `This machine made ${
+        Math.round(moves / (performance.now() - began) * 1000)} moves a second.`;
     }
     this.sweeping = false;
     $('#sweep').textContent = 'Move it step by step';

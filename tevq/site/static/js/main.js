@@ -7,11 +7,12 @@ import { Describe } from './describe.js';
 import { $ } from './dom.js';
 import { Drag } from './drag.js';
 import { Grammar } from './grammar.js';
+import { bytesOf } from './picture.js';
 import * as address from './state.js';
-import { Type } from './type.js';
+import { Type, firstCaption } from './type.js';
 
 const PARTS = ['drag', 'type', 'describe', 'book'];
-const page = { clients: {}, parts: {} };
+const page = { clients: {}, seen: new Set() };
 
 /** Shows one line about what went wrong, and a button to try again if that may help. */
 function alertOf(text, again = null) {
@@ -27,6 +28,10 @@ page.failed = (error) => {
   console.error(error);
   alertOf(`This did not work: ${error.message}.`, () => location.reload());
 };
+
+/** Why nothing can be computed now, or nothing. */
+page.waits = () => (page.ready ? '' : page.broken ? 'The networks cannot run here; see above.' :
+  'The networks are still being loaded.');
 
 let saving;
 page.changed = () => {
@@ -54,8 +59,10 @@ async function refresh() {
   const { tab } = page.state, { drag, type, describe, book } = page;
   if (tab === 'drag') await drag.update();
   if (!page.ready) return;
-  if (tab === 'type' && !type.turn) await type.paint();
-  if (tab === 'describe' && !describe.turn) await describe.take('scene');
+  const first = !page.seen.has(tab);
+  page.seen.add(tab);
+  if (tab === 'type' && first) await type.paint();
+  if (tab === 'describe' && first) await describe.take(page.state.take);
   if (tab === 'book') {
     await drag.update(); // the picture whose codes are merged
     await book.update();
@@ -132,10 +139,27 @@ async function begin() {
     document.body.dataset.ready = 'all';
   } catch (error) {
     console.error(error);
+    page.broken = true;
     $('#loading').hidden = true;
     alertOf(`The networks cannot run here: ${error.message}. The text below and all other pages ` +
             'of this site work without them.', () => location.reload());
   }
+}
+
+/** Lets the page open without a network: what came before the service worker goes through it. */
+async function keep() {
+  if (!navigator.serviceWorker) return;
+  const first = !navigator.serviceWorker.controller, { data } = page;
+  await navigator.serviceWorker.register('offline.js');
+  await navigator.serviceWorker.ready;
+  if (first) {
+    const files = performance.getEntriesByType('resource').map(({ name }) => name).filter((name) =>
+      name.startsWith(location.origin));
+    const inWorkers = ['worker', 'engine', 'random'].map((name) => `js/${name}.js`);
+    await Promise.all([location.pathname, ...files, ...inWorkers, data.runtime?.library].filter(
+      Boolean).map((file) => fetch(file)));
+  }
+  document.body.dataset.kept = 'yes';
 }
 
 async function main() {
@@ -146,12 +170,18 @@ async function main() {
     return;
   }
   const data = page.data = await answer.json();
-  page.start = { tab: 'drag', digit: data.digits.labels.indexOf(5), colour: 0, right: 0, down: 0,
-                 drawn: null, caption: data.captions[0], greedy: true, seed: 0,
-                 temperature: data.temperature, topk: data.topK, code: 0,
-                 groups: data.transformer.K };
-  page.state = address.read(location.hash, page.start);
+  const bright = (name) => { // the used code that looks brightest: something to see
+    const { looks, counts } = data.books[name], bytes = bytesOf(looks), n = bytes.length / counts.length;
+    const light = counts.map((count, code) =>
+      (count ? bytes.subarray(code * n, (code + 1) * n).reduce((a, b) => a + b, 0) : -1));
+    return light.indexOf(Math.max(...light));
+  };
   page.grammar = new Grammar(data.grammar);
+  page.start = { tab: 'drag', digit: data.digits.labels.indexOf(5), colour: 0, right: 2, down: 0,
+                 drawn: null, caption: firstCaption(data.grammar), greedy: true, seed: 0,
+                 temperature: data.temperature, topk: data.topK, take: 'scene', scene: 0,
+                 sc: bright('sc'), te: bright('te'), groups: data.transformer.K };
+  page.state = address.read(location.hash, page.start);
   page.drag = new Drag(page);
   page.type = new Type(page);
   page.describe = new Describe(page);
@@ -160,11 +190,12 @@ async function main() {
   addEventListener('hashchange', () => {
     Object.assign(page.state, address.read(location.hash, page.start));
     page.type.fill();
+    page.seen.clear();
     open(page.state.tab);
   });
   await open(page.state.tab);
   await begin();
-  navigator.serviceWorker?.register('offline.js').catch(() => {}); // only for reading offline
+  await keep().catch(() => {}); // a full disk, a private window: then only not offline
 }
 
 main().catch(page.failed);

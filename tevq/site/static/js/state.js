@@ -1,7 +1,7 @@
 // What the page shows, and the link that shows it again: everything stands in the address.
 
-const NUMBERS = { digit: [0, 999], colour: [0, 3], right: [0, 32], down: [0, 32], code: [0, 255],
-                  groups: [1, 256], topk: [0, 256], seed: [0, 2147483647] };
+const NUMBERS = { digit: [0, 999], colour: [0, 3], right: [0, 32], down: [0, 32], sc: [0, 255],
+                  te: [0, 255], scene: [0, 2147483647], groups: [1, 256], topk: [0, 256], seed: [0, 2147483647] };
 
 /** The state of an address; what is wrong or missing there is as in `start`. */
 export function read(hash, start) {
@@ -13,6 +13,7 @@ export function read(hash, start) {
   const temperature = Number(given.get('temperature') ?? NaN);
   if (temperature >= 0.1 && temperature <= 2) state.temperature = temperature;
   if (['drag', 'type', 'describe', 'book'].includes(given.get('tab'))) state.tab = given.get('tab');
+  if (['scene', 'drag', 'sc', 'te'].includes(given.get('take'))) state.take = given.get('take');
   if (given.has('greedy')) state.greedy = given.get('greedy') === '1';
   if (given.has('caption')) state.caption = given.get('caption').slice(0, 600);
   if (/^[A-Za-z0-9_-]{523}$/.test(given.get('drawn') ?? '')) state.drawn = given.get('drawn');
