@@ -59,10 +59,10 @@ class PlainGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As `GroupNorm.forward`."""
         n = self.norm
-        y = x.view(x.shape[0], n.num_groups, -1, x.shape[-1])
+        y = x.reshape(x.shape[0], n.num_groups, -1, x.shape[-1])
         y = y - y.mean(-1, keepdim=True).mean(-2, keepdim=True)
         variance = y.square().mean(-1, keepdim=True).mean(-2, keepdim=True)
-        y = (y * torch.rsqrt(variance + n.eps)).view(x.shape)
+        y = (y * torch.rsqrt(variance + n.eps)).reshape(x.shape)
         y = y * n.weight[:, None, None] + n.bias[:, None, None]
         return F.silu(y) if n.silu else y
 
