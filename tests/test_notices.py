@@ -193,7 +193,7 @@ CONSTANTS = {
         5.0, "test_progress::test_nothing_is_told_before_it_can_be_known"),
     "train.progress.SHARE": (
         0.01, "test_progress::test_interrupts_and_pictures_change_no_training"),
-    "evaluate.measures.GRID": (
+    "evaluate.metrics.GRID": (
         None,
         "test_measures::test_every_point_of_the_grid_is_there_once_for_both_splits_and_judges"),
     "evaluate.measures.NEIGHBOURS": (3, "test_measures::test_precision_and_recall_by_loops"),

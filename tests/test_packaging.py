@@ -251,6 +251,23 @@ def test_tests_stay_small():
                 assert node.end_lineno - node.lineno < 45, f"{path.name}: {node.name}"
 
 
+def test_an_installed_wheel_paints(tmp_path):
+    """Planted fault: a wheel without the weights."""
+    source = tmp_path / "source"
+    for name in ("tevq", "results/laptop/models"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    run = {"check": True, "capture_output": True, "text": True}
+    subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation",
+                    "--quiet", "--target", str(tmp_path / "site"), str(tmp_path / "source")], **run)
+    program = ("import tevq; from tevq import pretrained; print(tevq.__file__)\n"
+               "pretrained.load('te').paint('the center is red two.').save('x.png')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, **run)
+    assert str(tmp_path / "site") in done.stdout and (tmp_path / "x.png").stat().st_size > 100
+
+
 in_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git clone")
 
 
@@ -260,6 +277,14 @@ def git(*words: str, said: str = "") -> str:
                           encoding="utf-8")
     assert done.returncode in (0, 1), done.stderr
     return done.stdout
+
+
+@in_git
+def test_the_top_level_holds_what_was_agreed():
+    found = {path.split("/")[0] for path in git("ls-files").splitlines()}
+    assert {name for name in found if not name.startswith(".")} == {
+        "notebooks", "tevq", "results", "tests", "requirements.txt", "README.md", "run_all.sh",
+        "pyproject.toml", "LICENSE", "CITATION.cff"}
 
 
 @in_git

@@ -151,12 +151,13 @@ def test_paints_and_describes(trained, te):
     images = te.paint(texts, seed=3)
     assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
     codes = te.evaluator.text_to_image(te.model, scenes.caption, te.settings.evaluation, 3)
-    assert torch.equal(images, te.evaluator.decode(codes))
-    assert torch.equal(te.paint(texts[0], seed=3), images[:1])  # a text alone is one caption
+    assert torch.allclose(images, te.evaluator.decode(codes), atol=1e-5)
+    alone = te.paint(texts[0], seed=3)  # a text alone is one caption
+    assert torch.allclose(alone, images[:1], atol=1e-5)  # the last bits depend on the threads
     x = render(scenes, items)
     assert len(te.describe(x)) == 4
     assert torch.equal(te.codes(x), te.evaluator.vqgan.codes(x))
-    assert torch.equal(te.reconstruct(x), te.evaluator.decode(te.codes(x)))
+    assert torch.allclose(te.reconstruct(x), te.evaluator.decode(te.codes(x)), atol=1e-5)
     assert torch.equal(te.codes(x.double()), te.codes(x))
     assert repr(te) == "<generator 'te' of scenes of digits>"
 
@@ -173,7 +174,7 @@ def test_paints_and_describes(trained, te):
     (", ".join(["the upper left is white two"] * 9) + ".", "duplicate clauses: upper left 9"),
     ("red two the center.", "not a clause"),
     ([], "takes a caption or a list"),
-    ([3], "takes a caption or a list"),
+    ([3], "3 is no text; paint takes captions"),
     (["the center is red two.", ""], "caption '': it is empty"),
 ])
 def test_bad_captions_are_refused_in_one_line(te, captions, message):
@@ -188,26 +189,34 @@ X[:, :, 20:30, 20:30] = 1.0
 
 @pytest.mark.promise("input")
 @pytest.mark.parametrize("images, message", [
-    (X[0], r"shape \(3, 64, 64\)"),
-    (X[:, :1], r"shape \(2, 1, 64, 64\)"),
-    (X[:0], r"shape \(0, 3, 64, 64\)"),
-    (X[..., :32], r"shape \(2, 3, 64, 32\)"),
-    (X.repeat(1, 1, 2, 2), r"shape \(2, 3, 128, 128\)"),
-    (((X + 1) * 127.5).byte(), r"type torch.uint8; .*x / 127.5 - 1"),
-    (((X + 1) * 127.5), r"from 0 to 255; .*\[-1, 1\]"),
-    ((X + 1) / 2, r"from 0 to 1; .*2 \* x - 1 of images in \[0, 1\]"),
-    (torch.cat([X, X.abs()]), r"from -1 to 1; .*2 \* x - 1"),
+    (X[:0], r"shape \(0, 3, 64, 64\) is no picture; wanted a picture file"),
+    (X[:, :, :0], r"shape \(2, 3, 0, 64\) is no picture"),
+    (torch.cat([X, X[:, :2]], 1), r"the shape \(2, 5, 64, 64\)"),
+    (X * 900, "from -900 to 900; allowed: 0 to 1, 0 to 255"),
     (X.clone().index_fill_(3, torch.tensor([4]), float("nan")), "from nan to nan"),
     (X * float("inf"), "from -inf to inf"),
-    (X.numpy(), "wanted floats"),
-    ("image", "type str"),
+    (None, "NoneType is no picture"),
+    ([], "there is no picture"),
+    ("image", "cannot read the picture 'image'"),
 ])
 def test_bad_images_are_refused_in_one_line(te, images, message):
-    """Planted fault: images in [0, 1], whose range looks sound."""
     for use in (te.describe, te.codes, te.reconstruct):
         with pytest.raises(SettingsError, match=message) as error:
             use(images)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("images, assumed", [
+    (X[0], ""), (X.numpy(), ""), (X[:, :1], "grey"),
+    (((X + 1) * 127.5).byte(), "values from 0 to 255"), ((X + 1) * 127.5, "values from 0 to 255"),
+    ((X + 1) / 2, "values from 0 to 1"),
+    (torch.cat([X, torch.full_like(X[:, :1], 1.0)], 1), "transparent, laid on black"),
+])
+def test_other_images_are_taken_as_the_same_and_it_is_said(te, images, assumed, capsys):
+    """Planted fault: images in [0, 1] taken as they are, whose range looks sound."""
+    assert torch.equal(te.codes(images)[0], te.codes(X)[0])
+    assert capsys.readouterr().err == (f"tevq: pictures taken as {assumed}\n" if assumed else "")
 
 
 @pytest.mark.promise("input")

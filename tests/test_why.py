@@ -121,6 +121,20 @@ def test_what_a_decision_rests_on():
             (values.mean() - half, values.mean() + half))
 
 
+def test_secondary_family_by_hand():
+    """All six differences have one sign, so p = 2 / 2^6; Holm times the number of tests."""
+    made = frame(sc=0.8, te=0.86, noise=0.1).assign(seen=0.9, i2t_greedy=0.5)
+    made["recall_official"] = made.official
+    found = why.secondary(made).set_index(["contrast", "endpoint"])
+    assert list(found.seeds.groupby(level=0, sort=False).first()) == [6, 0, 0]
+    ran = found.loc["te − sc"]
+    assert ran.loc["recall_official", "p"] == pytest.approx(2 / 64)
+    assert ran.loc["recall_official", "p Holm"] == pytest.approx(3 * 2 / 64)
+    assert ran.loc["i2t_greedy", "mean"] == 0 and ran.loc["i2t_greedy", "p"] == 1
+    assert ran.loc["held out − seen", "mean"] == pytest.approx(0.06)
+    assert found.loc["sc40 − sc", "p Holm"].isna().all()
+
+
 def test_predictors_by_scipy():
     random = np.random.default_rng(3)
     arms = random.permutation(list(why.GROUP_OF))[:14]

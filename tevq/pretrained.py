@@ -11,12 +11,14 @@ float16 (half the size). In a program: `load("te").paint("the upper left is blue
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +48,6 @@ from tevq.runs.run import Run, open_run
 from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
 PRESET, SEED = "laptop", "0"  # what the repository brings, by results/laptop/models/make.py
-PACKED = Path(__file__).parent / "weights"  # the same files in an installed wheel
 AT_ONCE = 64  # captions or images; after each such part it says how far it is
 OFFICIAL = EvaluationConfig()
 BLACK = -0.8  # what is darker is no part of an item; painted backgrounds are not quite -1
@@ -204,7 +205,7 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     settings, device = grid.settings, devices.detect("float32").device
     folder = grid.find("models")
     if results is None and not any(folder.glob("*.safetensors")):
-        folder = PACKED if PACKED.exists() else PUBLISHED / PRESET / "models"
+        folder = _packed() or PUBLISHED / PRESET / "models"
     networks = reader, model, generator = (
         classifier.build(settings), vqgan.VQGAN(settings.stage1), transformer.build(settings))
     for network, run in zip(networks, runs_of(grid), strict=True):
@@ -229,6 +230,15 @@ def compare(what: Any, right: int = 1, down: int = 0, **painting: Any) -> Shown:
         before = one.paint(what, **painting) if captions else one.pictures(x)
         found[variant], found[f"{variant} moved"] = before, one.move(before, right, down)
     return found
+
+
+def _packed() -> Path | None:
+    """Folder of the weights that an installed wheel brought along; None without one."""
+    places = [Path(__file__).parents[1] / "share/tevq/models"]  # of pip --target
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        places += [Path(file.locate()).resolve().parent for file in metadata.files("tevq") or ()
+                   if file.suffix == ".safetensors"]
+    return next((place for place in places if any(place.glob("*.safetensors"))), None)
 
 
 def _read(run: Run, folder: Path) -> dict[str, torch.Tensor]:

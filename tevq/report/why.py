@@ -20,7 +20,7 @@ from tevq.config import SettingsError
 from tevq.evaluate.metrics import GRID
 from tevq.grid import Grid
 from tevq.report.claims import MARGIN, Claim
-from tevq.report.stats import Interval, t_interval
+from tevq.report.stats import Interval, holm, sign_flip, t_interval
 from tevq.report.tables import MEASURES, QUADS
 from tevq.runs.run import open_run
 
@@ -43,6 +43,7 @@ OFFICIAL = (1.0, 38)
 POINTS = sorted(GRID[:-1], key=lambda p: (abs(p[0] - 1), p[1] != 38, p[1] or 999))  # nearest first
 JUDGES = {"": "first", "_second": "second"}
 ENDPOINTS = ("official", "best")
+SECONDARY = ("held out − seen", "i2t_greedy", "recall_official")  # under Holm
 PREDICTORS = ("codes_used", "perplexity", "bits", "nats_test", "round_trip", "i2t_loss", "l1",
               "ceiling", "orthogonality", *(f"kappa_{name}" for name in MEASURES), "feature_error")
 
@@ -226,6 +227,25 @@ def _decided(frame: pd.DataFrame, endpoint: str) -> str:
         return "vocabulary" if vocabulary else "orthogonality"
     local = paired(frame, "te_local", "sc_local", endpoint)
     return "context" if local.small and not vocabulary else "mixed"
+
+
+def secondary(frame: pd.DataFrame) -> pd.DataFrame:
+    """The plan's family of tests besides the primary endpoint, exact p by sign flips, under Holm.
+
+    Rows: contrast, endpoint, seeds, mean, p, `p Holm`. Contrasts without seeds have no p, and are
+    no part of the family until they have run.
+    """
+    frame, rows = frame.assign(**{"held out − seen": frame.official - frame.seen}), []
+    for a, b in (("te", "sc"), ("sc40", "sc"), ("te_revived", "sc")):
+        for endpoint in SECONDARY:
+            values = paired(frame, a, b, endpoint).values
+            rows.append({"contrast": f"{a} − {b}", "endpoint": endpoint, "seeds": len(values),
+                         "mean": np.mean(values) if values else math.nan,
+                         "p": sign_flip(values) if values else math.nan})
+    found = pd.DataFrame(rows)
+    known = found.p.notna()
+    return found.assign(**{"p Holm": pd.Series(holm(found.p[known].tolist()),
+                                               found.index[known], dtype=float)})
 
 
 def predictors(frame: pd.DataFrame, endpoint: str = "official", draws: int = 1000) -> pd.DataFrame:
