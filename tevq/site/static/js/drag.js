@@ -194,8 +194,8 @@ export class Drag {
   }
 
   say() {
-    const told = Object.entries(this.latest).map(([name, { agreement: share }]) =>
-      `${name} ${percent(share)}`);
+    const told = this.page.data.variants.flatMap((name) =>
+      (this.latest[name] ? [`${name} ${percent(this.latest[name].agreement)}`] : []));
     if (told.length) $('#heard').textContent = `${$('#where').textContent}. Agreement: ${told.join(', ')}.`;
   }
 

@@ -146,18 +146,19 @@ async function begin() {
   }
 }
 
-/** Lets the page open without a network: what came before the service worker goes through it. */
+/** Lets the page open without a network: what came before the service worker is kept, too. */
 async function keep() {
-  if (!navigator.serviceWorker) return;
-  const first = !navigator.serviceWorker.controller, { data } = page;
+  if (!navigator.serviceWorker || page.broken) return;
+  const first = !navigator.serviceWorker.controller;
   await navigator.serviceWorker.register('offline.js');
   await navigator.serviceWorker.ready;
   if (first) {
     const files = performance.getEntriesByType('resource').map(({ name }) => name).filter((name) =>
       name.startsWith(location.origin));
     const inWorkers = ['worker', 'engine', 'random'].map((name) => `js/${name}.js`);
-    await Promise.all([location.pathname, ...files, ...inWorkers, data.runtime?.library].filter(
-      Boolean).map((file) => fetch(file)));
+    const kept = await caches.open('tevq-site'); // as in offline.js
+    await kept.addAll([...new Set([location.pathname, ...files, ...inWorkers, page.data.runtime.library].map(
+      (file) => new URL(file, location.href.split('#')[0]).href))]);
   }
   document.body.dataset.kept = 'yes';
 }
