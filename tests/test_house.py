@@ -21,7 +21,7 @@ BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first laye
 # On top: they import what they like, and no layer imports them. Values: who may import them.
 TOP = {"bench": set(), "lease": {"__main__", "leased"}, "leased": set(),
        "pipeline": {"__main__", "notebook", "lease"}, "pretrained": {"__main__", "site"},
-       "site": {"__main__"},
+       "site": set(),
        "cluster": {"pipeline"}, "execute": {"pipeline", "cluster", "forecast"},
        "forecast": {"pipeline", "__main__"},
        "notebook": set(), "__main__": set(), "__init__": set()}

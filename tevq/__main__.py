@@ -88,8 +88,9 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
     for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
         signal.signal(kind, signal.default_int_handler)
     try:
-        if options.test or options.torture:
-            script = ROOT / "tests" / ("check.py" if options.test else "torture/run.py")
+        if options.test or options.torture or options.site:
+            script = ROOT / ("tests/check.py" if options.test else "tests/torture/run.py"
+                             if options.torture else "tevq/site/__main__.py")
             os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
         return _run(options, folder)
     except UserError as error:
@@ -106,11 +107,6 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     if not options.budget >= LEAST_BUDGET:
         raise SettingsError(f"--budget {options.budget:g} is not allowed; use at least "
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
-    if options.site:
-        from tevq.site import __main__ as site  # which imports torch
-
-        print(site.build())
-        return 0
     if options.publish:  # not as a parameter of notebooks: published copies hold no path
         os.environ["TEVQ_RESULTS"] = str(PUBLISHED)
     results = str(Path(options.results).resolve()) if options.results else ""
