@@ -19,6 +19,18 @@ hypothesis.settings.load_profile("tevq")
 OUTCOMES: dict[str, torture.Outcome] = {}
 
 
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the web site, built once. `TEVQ_SITE` names one that is built already."""
+    if given := os.environ.get("TEVQ_SITE"):
+        return Path(given)
+    from tevq.site.__main__ import build
+
+    folder = tmp_path_factory.mktemp("web") / "site"
+    build(folder, looked_at=24)
+    return folder
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "promise(name): what the README promises and this test "
                             "proves; names are the keys of tests/torture/run.py: PROMISES")

@@ -20,7 +20,8 @@ LAYERS = (("config", "presets", "grid"), ("runs",), ("data",), ("models",), ("ev
 BELOW_GRID = {"runs"}  # layers that may import `config` only, of the first layer
 # On top: they import what they like, and no layer imports them. Values: who may import them.
 TOP = {"bench": set(), "lease": {"__main__", "leased"}, "leased": set(),
-       "pipeline": {"__main__", "notebook", "lease"}, "pretrained": {"__main__", "notebook"},
+       "pipeline": {"__main__", "notebook", "lease"},
+       "pretrained": {"__main__", "notebook", "site"}, "site": set(),
        "cluster": {"pipeline"}, "execute": {"pipeline", "cluster", "forecast"},
        "forecast": {"pipeline", "__main__"},
        "notebook": set(), "__main__": set(), "__init__": set()}

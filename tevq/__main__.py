@@ -73,6 +73,7 @@ def parser() -> Parser:
              "in FOLDER/back; see tevq/README.md")
     add("--force", action="store_true", help="run again what is finished and unchanged")
     add("--dry-run", action="store_true", help="say what would run and why, and stop")
+    add("--site", action="store_true", help="build the web site in results/site instead")
     add("--test", action="store_true", help="run the tests instead: ruff, pytest, nbval")
     add("--torture", action="store_true",
         help="run the long tests instead: kills, damage, full disks; half an hour")
@@ -87,8 +88,9 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
     for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
         signal.signal(kind, signal.default_int_handler)
     try:
-        if options.test or options.torture:
-            script = ROOT / "tests" / ("check.py" if options.test else "torture/run.py")
+        if options.test or options.torture or options.site:
+            script = ROOT / ("tests/check.py" if options.test else "tests/torture/run.py"
+                             if options.torture else "tevq/site/__main__.py")
             os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
         return _run(options, folder)
     except UserError as error:

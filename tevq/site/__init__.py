@@ -1,0 +1,1 @@
+"""The web site: the study to read, and its networks to play with in a browser."""
