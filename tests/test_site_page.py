@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 CHROMIUM = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium or Chrome on this machine")
-WAIT = 20_000  # ms that a slow machine may take for one step
+WAIT = 60_000  # ms that a slow machine may take for one step
 WIDTHS = {"desktop": (1280, "light"), "phone": (390, "dark")}
 expect.set_options(timeout=WAIT)
 
@@ -113,6 +113,7 @@ def test_dragging(page):
     expect(page.locator("#where")).to_contain_text("0 px to the right and 0 px down")
     expect(page.locator("[data-cards=drag] .number b")).to_have_text(["100 %", "100 %"])
     before = pixels(page, "#scene")
+    page.locator("#scene").scroll_into_view_if_needed()
     box = page.locator("#scene").bounding_box()
     step = box["width"] / 64
     page.mouse.move(box["x"] + 20 * step, box["y"] + 20 * step)
@@ -140,6 +141,7 @@ def test_dragging(page):
 def test_a_drawn_digit_and_its_link(page, browser, address):
     page.locator("#tab-drag").click()
     page.locator("#drag summary").click()
+    page.locator("#pad").scroll_into_view_if_needed()
     box = page.locator("#pad").bounding_box()
     page.mouse.move(box["x"] + 90, box["y"] + 30)
     page.mouse.down()

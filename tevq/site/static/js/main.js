@@ -112,15 +112,15 @@ async function load() {
     files.get(path).then((bytes) => takers.forEach((client) => client.give(file, bytes)), (error) =>
       takers.forEach((client) => client.give(file, null, error.message)));
   }
-  const bytes = await wasm;
+  const bytes = await wasm, first = page.state.tab === 'type' ? 'transformer' : 'encoder';
   await Promise.all(Object.values(made).map((client) =>
-    client.call('start', { library, wasm: bytes, data, variant: client.variant })));
+    client.call('start', { library, wasm: bytes, data, variant: client.variant, first })));
   page.clients = made;
   return made;
 }
 
 async function warm() {
-  for (const kind of ['decoder', 'transformer', 'classifier']) {
+  for (const kind of ['encoder', 'decoder', 'transformer', 'classifier']) {
     await Promise.all(Object.values(page.clients).map((client) => client.call('warm', { kind })));
   }
 }

@@ -27,12 +27,12 @@ const pause = () => new Promise((resolve) => {
 });
 
 const calls = {
-  async start({ library, wasm, data, variant }) {
+  async start({ library, wasm, data, variant, first }) {
     const ort = await import(library);
     ort.env.wasm.numThreads = 1; // more would need headers that plain web servers do not send
     ort.env.wasm.wasmBinary = wasm;
     engine = new Engine(ort, data, variant, (file) => slot(file).promise);
-    await engine.session('encoder');
+    await engine.session(first);
   },
   warm: ({ kind }) => engine.session(kind).then(() => null),
   encode: ({ image }) => engine.encode(image),
