@@ -337,8 +337,8 @@ def test_broken_links_are_found():
 def test_relative_links_lead_to_committed_files():
     files = git("ls-files").splitlines()
     known = {str(place) for file in files for place in (Path(file), *Path(file).parents)}
-    pages = [file for file in files if file.endswith(".md")]
-    assert "README.md" in pages
+    pages = [file for file in files if file.endswith(".md") and "/site/" not in file]
+    assert "README.md" in pages  # the site's links are tested where it is built
     for file in pages:
         text = (ROOT / file).read_text(encoding="utf-8")
         assert not broken(text, os.path.dirname(file), known), file

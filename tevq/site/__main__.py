@@ -60,9 +60,10 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
     pages = runpy.run_path(str(PUBLISHED / "write_pages.py"))
     short = pages["in_short"](pages["published_grid"]())
     parts = {"short": short, "notebooks": _notebooks(made), "about": about}
-    text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], (made / "index.md").read_text("utf-8"))
+    text = (made / "index.md").read_text(encoding="utf-8")
+    text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], text)
     _write_page(made / "index.html", text, ROOT)
-    _write_page(made / "licences.html", (made / "licences.md").read_text("utf-8"), made)
+    _write_page(made / "licences.html", (made / "licences.md").read_text(encoding="utf-8"), made)
     for name in ("index.md", "licences.md", "page.html", "notebook.css"):
         (made / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ def runtime() -> Path | None:
     It lies in `~/.cache/tevq/npm-tevq-site` (`TEVQ_CACHE` moves it). For a machine without npm or
     network copy this folder there from another one.
     """
-    home = cache_folder() / f"npm-{json.loads((HERE / 'package-lock.json').read_text())['name']}"
+    home = cache_folder() / f"npm-{json.loads((HERE / 'package-lock.json').read_bytes())['name']}"
     found = home / "node_modules/onnxruntime-web/dist"
     lock, npm = (HERE / "package-lock.json").read_bytes(), shutil.which("npm")
     if (home / "done").is_file() and (home / "done").read_bytes() == lock:
@@ -169,8 +170,9 @@ def _write_page(path: Path, text: str, folder: Path) -> None:
                   flags=re.DOTALL)
     body = re.sub(r'(href|src)="([^"]*)"', place, body)
     heading = re.search(r"^# (.*)", text, re.MULTILINE)[1]
-    page = (path.parent / "page.html").read_text("utf-8").replace("{title}", heading.strip("`"))
-    path.write_text(page.replace("{body}", body), encoding="utf-8")
+    page = (path.parent / "page.html").read_text(encoding="utf-8")
+    page = page.replace("{title}", heading.strip("`")).replace("{body}", body)
+    path.write_text(page, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
