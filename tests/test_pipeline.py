@@ -55,18 +55,20 @@ def test_every_node_comes_after_those_it_needs():
     assert len(labels) == len(set(labels))
     for place, node in enumerate(nodes):
         assert set(node.needs) <= set(labels[:place])
-    assert nodes[0].label == "01_dataset" and nodes[-2].notebook == "06_discussion"
+    assert nodes[0].label == "01_dataset" and nodes[-4].notebook == "06_discussion"
     # 5 variants x 3 seeds through both stages; Tables 2 and 3 add sc and te at every seed
     counts = {name: sum(node.notebook == name for node in nodes) for name in pipeline.NOTEBOOKS}
     assert counts["03_stage1"] == 15 + 6 and counts["04_stage2"] == 15 + 6
 
 
-def test_benchmarks_run_alone_and_on_request_only():
+def test_what_is_no_part_of_the_study_runs_on_request_only():
     nodes = pipeline.build(choose("smoke"))
-    assert "07_benchmarks" not in {node.label for node in pipeline.select(nodes, "")}
-    assert [node.label for node in pipeline.select(nodes, "07")] == ["07_benchmarks"]
-    widths = pipeline.width(nodes)
-    assert widths["07_benchmarks"] == 1 and widths["01_dataset"] == 1
+    usual, widths = {node.label for node in pipeline.select(nodes, "")}, pipeline.width(nodes)
+    for name in ("00_try_it", "07_benchmarks", "09_playground"):
+        assert name not in usual
+        assert [node.label for node in pipeline.select(nodes, name[:2])] == [name]
+        assert widths[name] == 1 and not next(n for n in nodes if n.label == name).needs
+    assert "01_dataset" in usual and widths["01_dataset"] == 1
 
 
 def test_tables_add_their_nodes():
@@ -265,7 +267,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--preset lapto", "unknown preset 'lapto'; allowed: gpu, laptop, paper, plain, smoke"),
         ("--variants sc,tee", "did you mean 'te'?"),
         ("--seeds 0,-1", "seed '-1'"),
-        ("--notebooks 9", "unknown notebook '09'"),
+        ("--notebooks 10", "unknown notebook '10'"),
         ("--tables 5", "unknown table 5"),
         ("--set stage1.stepz=1", "did you mean 'stage1.steps'?"),
         ("--set stage1.steps=many", "stage1.steps = 'many' is not of type int"),

@@ -27,26 +27,14 @@ class Shown(dict):
 
     def figure(self):
         """Black frames: cells that show a part of an item; grey ones: empty cells."""
-        try:
-            from matplotlib.patches import Rectangle
-
-            from tevq.report import style
-        except ModuleNotFoundError as error:
-            raise UserError(f"figures need {error.name}: pip install 'tevq[notebooks]'") from None
+        style = _style()
         columns = [(name, one, k) for name, one in self.items()
                    for k in range(min(len(one), max(1, MOST // len(self))))]
-        titles = [name + ("" if one.agreement is None else f"\n{one.agreement:.0%} of codes kept")
-                  for name, one, _ in columns]
-        colours = [style.code_colours(one.K)(one.codes[k].cpu().numpy()) for _, one, k in columns]
-        figure, axes = style.image_rows(
-            {"": [one[k] for _, one, k in columns],
-             "codes": [torch.from_numpy(x[..., :3] * 2 - 1).permute(2, 0, 1) for x in colours]},
-            titles, 1.9, [one.words[k] if one.words else "" for _, one, k in columns])
-        for axis, (_, one, k) in zip(axes[1], columns, strict=True):
-            for y, x in one.changed[k].nonzero().tolist() if one.changed is not None else ():
-                edge, width = ("black", 1.6) if one.ink[k, y, x] else ("#888888", 0.6)
-                axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False,
-                                         edgecolor=edge, linewidth=width))
+        figure, axes = style.new(2, len(columns), 2 * len(columns) + 0.4, 5)
+        for (above, below), (name, one, k) in zip(axes.T, columns, strict=True):
+            kept = "" if one.agreement is None else f"\n{one.agreement:.0%} of codes kept"
+            style.show(above, one[k], name + kept)
+            one.draw_codes(below, k)
         return figure
 
     def _repr_png_(self) -> bytes:
@@ -86,6 +74,19 @@ class Pictures(torch.Tensor):
         kept = "" if self.agreement is None else f", {self.agreement:.0%} of the item's codes kept"
         return f"<{len(self)} x {self.shape[-2]} x {self.shape[-1]} pixels{kept}>"
 
+    def draw_codes(self, axis, k: int = 0) -> None:
+        """Draws the codes of picture k on an axis of matplotlib; cells that changed are framed."""
+        from matplotlib.patches import Rectangle
+
+        style = _style()
+        colours = style.code_colours(self.K)(self.codes[k].cpu().numpy())[..., :3]  # (h, w, 3)
+        style.show(axis, torch.from_numpy(colours * 2 - 1).permute(2, 0, 1),
+                   caption=self.words[k] if self.words else "")
+        for y, x in self.changed[k].nonzero().tolist() if self.changed is not None else ():
+            edge, width = ("black", 1.6) if self.ink[k, y, x] else ("#888888", 0.6)
+            axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor=edge,
+                                     linewidth=width))
+
     def _repr_png_(self) -> bytes:
         return Shown({"": self})._repr_png_()
 
@@ -105,6 +106,15 @@ class Pictures(torch.Tensor):
                 raise SettingsError(f"cannot write {written[-1]} ({error}); use a name such as "
                                     "x.png, in a folder that is there") from None
         return written
+
+
+def _style():
+    """The module of the figures' look, which a bare installation lacks packages for."""
+    try:
+        from tevq.report import style
+    except ModuleNotFoundError as error:
+        raise UserError(f"figures need {error.name}: pip install 'tevq[notebooks]'") from None
+    return style
 
 
 def as_images(given: Any, size: int) -> torch.Tensor:

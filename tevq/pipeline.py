@@ -3,7 +3,7 @@
     01 -> 03 and then 04 per (variant, seed) -> 02, 05 -> 06, 08
 
 Table 2 adds 04 on a third of the training set, Table 3 adds 03 on the other item source, Table 4
-adds both at the other stride. 07 stands alone and runs only when it is asked for.
+adds both at the other stride. 00, 07 and 09 stand alone and run only when they are asked for.
 
 Beside every executed notebook lies a record of what it was made from (`logs/<label>.json`). What is
 finished and unchanged is left alone, and a failure stays with what needs it.
@@ -38,6 +38,7 @@ _LISTS = _ALL | {"variants": "", "seeds": "", "tables": ""}
 _ONE = _ALL | {"variant": "te", "seed": 0}
 # Parameters of every notebook with the defaults that its parameters cell holds
 NOTEBOOKS: dict[str, dict[str, Any]] = {
+    "00_try_it": _ALL,
     "01_dataset": _ALL,
     "02_aliasing": _LISTS,
     "03_stage1": _ONE | {"source": ""},
@@ -46,8 +47,10 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
     "06_discussion": _LISTS,
     "07_benchmarks": _ALL,
     "08_why": _LISTS,
+    "09_playground": _ALL,
 }
-ON_REQUEST = "07_benchmarks"  # needs the machine to itself
+# The first needs the machine to itself; the others show the pretrained networks, not the study
+ON_REQUEST = ("07_benchmarks", "00_try_it", "09_playground")
 _TRAINING = ("data", "classifier", "stage1", "precision", "variant", "seed")
 # Settings that decide the outcome of a notebook, where these are not all of them
 DECIDING = {"01_dataset": ("data",), "03_stage1": _TRAINING, "04_stage2": (*_TRAINING, "stage2")}
@@ -114,7 +117,8 @@ def build(grid: Grid) -> list[Node]:
     judged = add("05_evaluation", grid.cells, trainings, **lists)
     add("08_why", grid.cells, [judged], **lists)
     add("06_discussion", grid.cells, [seen, judged], **lists)
-    add(ON_REQUEST, [grid.settings], ())
+    for notebook in ON_REQUEST:
+        add(notebook, [grid.settings], ())
     return list(nodes.values())
 
 
@@ -124,7 +128,7 @@ def select(nodes: list[Node], wanted: str) -> list[Node]:
     words = [word.strip().zfill(2) for word in wanted.split(",") if word.strip()]
     for word in set(words) - set(known):
         raise config.unknown("notebook", word, known)
-    words = words or [number for number in known if number != ON_REQUEST[:2]]
+    words = words or [name[:2] for name in NOTEBOOKS if name not in ON_REQUEST]
     return [node for node in nodes if node.notebook[:2] in words]
 
 
@@ -137,8 +141,8 @@ def width(nodes: list[Node]) -> dict[str, int]:
     depth: dict[str, int] = {}
     for node in nodes:
         depth[node.label] = 1 + max((depth[need] for need in node.needs), default=0)
-    counts = [depth[node.label] for node in nodes if node.notebook != ON_REQUEST]
-    return {node.label: 1 if node.notebook == ON_REQUEST else counts.count(depth[node.label])
+    counts = [depth[node.label] for node in nodes if node.notebook not in ON_REQUEST]
+    return {node.label: 1 if node.notebook in ON_REQUEST else counts.count(depth[node.label])
             for node in nodes}
 
 

@@ -180,7 +180,8 @@ class Generator:
             if len(x) > AT_ONCE:
                 left = f"about {spent / done * (len(x) - done):.0f} s left"
                 print(f"\r{verb} {done} of {len(x)}, {left}", end="", file=sys.stderr, flush=True)
-        print(end="\n" * (len(x) > AT_ONCE), file=sys.stderr)
+        if len(x) > AT_ONCE:
+            print(file=sys.stderr)
         return torch.cat(found)
 
 

@@ -20,6 +20,7 @@ from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tevq.config import UserError
 from tevq.presets import VARIANTS
 
 COLOURS_OF = {name: variant.colour for name, variant in VARIANTS.items()}
@@ -144,18 +145,24 @@ def explore(draw: Callable[..., Figure], **choices: Any) -> None:
     its Output widget (nbclient issue 312). A web page shows no widget: save one figure as well.
     """
     from IPython.display import display
-    from ipywidgets import Image, VBox, interactive
+    from ipywidgets import Image, Label, VBox, interactive
 
     controls = {name: interactive.widget_from_abbrev(choice) for name, choice in choices.items()}
-    picture = Image(format="png")
+    picture, said = Image(format="png"), Label()
 
     def redraw(_: Any = None) -> None:
-        figure, drawn = draw(**{name: x.value for name, x in controls.items()}), io.BytesIO()
+        try:
+            figure = draw(**{name: x.value for name, x in controls.items()})
+        except UserError as error:  # such as a wrong caption; the last picture stays
+            said.value = str(error)
+            return
+        said.value, drawn = "", io.BytesIO()
         figure.savefig(drawn, dpi=90, bbox_inches="tight")
         picture.value = drawn.getvalue()
 
     for name, control in controls.items():
         control.description = name
+        control.continuous_update = not isinstance(control.value, str)  # texts: when they are done
         control.observe(redraw, "value")
     redraw()
-    display(VBox([*controls.values(), picture]))
+    display(VBox([*controls.values(), said, picture]))
