@@ -37,7 +37,7 @@ SCRIPT = """#!/usr/bin/env bash
 set -euo pipefail
 here="$(cd -- "$(dirname -- "$0")" && pwd)"
 export OUT="${OUT:-$here/../back}" TEVQ_COMMIT=@commit@
-work="${TEVQ_LEASE_WORK:-/tmp/tevq-lease-@name@}"
+work="${TEVQ_LEASE_WORK:-${TMPDIR:-/tmp}/tevq-lease-@name@}"  # stays between calls
 export TEVQ_DATA="$work/data" TEVQ_CACHE="$work/cache" TEVQ_RESULTS="$work/results"
 mkdir -p "$work" "$OUT"
 tar -xzf "$here/pack.tar.gz" -C "$work" --skip-old-files
