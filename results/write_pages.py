@@ -76,6 +76,7 @@ OVERVIEW = {  # the numbers that say most about a variant
     "codes used": {"task": "reconstruction", "metric": "codes_used"},
     "kappa, grid": {"case": "grid"} | _KAPPA, "kappa, context": {"case": "context"} | _KAPPA,
 }
+DECIDING = (("te", "sc"), ("sc40", "sc"), ("te40", "sc40"), ("merged", "te"), ("te_revived", "sc"))
 ANSWERS = {"same direction": "yes", "opposite direction": "no, the reverse"}  # else the verdict
 
 
@@ -94,7 +95,26 @@ def in_short(grid: Grid) -> str:
     there = [name for name in LARGER if (ROOT / "results" / name / "tables/table1.csv").exists()]
     found = answers(_claims(grid), {name: _claims(published_grid(name)) for name in there})
     measured = why.table(grid)
-    return f"{found} {second_judge(measured)}" if measured.official_second.any() else found
+    if not measured.official_second.any():
+        return found
+    return f"{found} {second_judge(measured)}\n\n{why_in_short(measured)}"
+
+
+def why_in_short(frame: pd.DataFrame) -> str:
+    """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
+    done, planned = len(why.paired(frame, "te", "sc").values), len(why.SEEDS)
+    parts = ["**Orthogonal codes, or just fewer?** [A plan](results/plan.md) that was written "
+             f"before its runs asks new trainings; {done} of {planned} pairs of `te` and `sc` have "
+             "run."]
+    if done:
+        parts.append(f"{'Preliminary' if done < planned else 'Its answer'}: "
+                     f"*{why.decision(frame)['answer']}*.")
+    for endpoint, words in (("official", "official sampling"), ("best", "each at its best")):
+        pairs = [(pair, why.paired(frame, *pair, endpoint)) for pair in DECIDING]
+        if found := [f"{a} − {b} {c.estimate:+.3f} {text(c.interval) if c.interval else 'one seed'}"
+                     for (a, b), c in pairs if c.values]:
+            parts.append(f"With {words}: {', '.join(found)}.")
+    return " ".join(parts)
 
 
 def second_judge(frame: pd.DataFrame) -> str:
@@ -102,6 +122,7 @@ def second_judge(frame: pd.DataFrame) -> str:
     ours, real = why.point("test", why.OFFICIAL), "real_second"
     names = [ours, "official_second", real, "recall_official", "recall_greedy"]
     known = frame[frame.variant.isin(("sc", "te"))].dropna(subset=names)
+    known = known[known.planned == known.planned.any()]  # those of the plan, once there are any
     found = known.pivot(index="seed", columns="variant", values=names).dropna()
     if not len(found):
         return "The second judge has read nothing yet."
@@ -114,7 +135,7 @@ def second_judge(frame: pd.DataFrame) -> str:
             "real items, a share of " + ", and of ".join(
                 f"{x.sc:.2f} (sc) and {x.te:.2f} (te) lies near one that is painted by {name} "
                 "decoding" for name, x in recall.items())
-            + f" (seeds {', '.join(map(str, found.index))}).")
+            + f" ({'seeds' if len(found) > 1 else 'seed'} {', '.join(map(str, found.index))}).")
 
 
 def _bounds(values: pd.Series) -> str:
