@@ -3,7 +3,8 @@
 nbval cannot pass parameters. So it gets copies of the notebooks with tiny settings in their
 parameters cell. The command line runs all notebooks with these settings first; nbval then runs
 every notebook again over the finished trainings, as a reader does who opens it and runs all cells.
-pytest mostly waits for processes that start. So it runs beside all this, and is shown last.
+pytest mostly waits for processes that start. So it runs beside all this, in two processes, and is
+shown last.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> int:
         signal.signal(kind, _interrupt)
     began, failed = time.monotonic(), []
     with (tempfile.TemporaryDirectory(prefix="tevq-test-", ignore_cleanup_errors=True) as place,
-          beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5") as pytest):
+          beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5", "-n", "2",
+                 "--dist", "loadgroup") as pytest):
         steps = {
             "ruff": lambda: python("-m", "ruff", "check", "."),
             "tiny study": lambda: study(Path(place)),
