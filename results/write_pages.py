@@ -499,14 +499,15 @@ def _speed(folder: Path) -> str:
     rows += [(row.work, row.against, _ranged(row.value, row.low, row.high),
               f"at most {row.target:g}", "yes" if row.met else "no", "–, –")
              for row in timing.bounds(folder).itertuples()]
-    view = pd.DataFrame(rows, columns=["Work", "Against", "Ours / theirs (range)", "Target",
-                                       "Holds", "Of the limit: ours, theirs"])
+    view = pd.DataFrame(rows, columns=[
+        "Work", "Against", "Measured: ours / theirs (range)", "Target", "Holds",
+        "Of the limit: ours, theirs"])
     held, absent = (view.Holds.eq(word).sum() for word in ("yes", "not run"))
     turns = pd.read_csv(folder / "turns.csv").groupby(["work", "contender"]).turn.nunique()
     times = "–".join(map(str, sorted({turns.min(), turns.max()})))
     peers = ", ".join(f"{name} {version}" for name, version in on["peers"].items())
     return (f"**{on['device_name']}**: {held} of {view.Holds.ne('–').sum() - absent} targets hold"
-            + f"; {absent} were not run" * bool(absent) + "."
+            + f"; not run: {absent}" * bool(absent) + "."
             f"\n\n{markdown(view.set_index(['Work', 'Against']))}\n\n"
             f"*{on['cores']} cores ({on['device_name']}), {on['precision']}, torch "
             f"{on['versions']['torch']}, commit {on['commit'][:7]}; medians of {times} turns; "

@@ -181,7 +181,7 @@ def test_bounds_without_a_peer_to_compare_with(folder):
 
 def test_the_page_says_which_targets_hold(folder):
     page = write_pages._speed(folder)
-    assert page.startswith("**Abacus**: 3 of 4 targets hold; 1 were not run.")
+    assert page.startswith("**Abacus**: 3 of 4 targets hold; not run: 1.")
     for line in ("| sampling, laptop | transformers GPT-2 | 3.00 (2.00–4.00) | 4 | no | 10%, 20% |",
                  "| encoding, laptop | the limit | 75% | 50% | yes | 75% |",
                  "| building | – | 20,000 scenes a second | 15,000 | yes | – |",
