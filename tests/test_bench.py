@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 
+import pandas as pd
 import pytest
 import torch
+import write_pages
 
 from tevq import presets
 from tevq.bench import jobs, timing
-from tevq.bench.timing import OURS, Benchmark, Contender
+from tevq.bench.timing import GPT2, OURS, Benchmark, Contender
+from tevq.grid import choose
 from tevq.runs.devices import Device
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -105,7 +109,7 @@ TWIN = (64, 2, 2)
 
 def small_jobs() -> list[Benchmark]:
     """Every job at the least size."""
-    targets = {jobs.GPT2: 2.0, jobs.DALLE: 3.0}
+    targets = {GPT2: 2.0, jobs.DALLE: 3.0}
     return [jobs.stage1_step("a", SMOKE, CPU, 2, False, (2.0, 1.0)),
             jobs.stage1_step("b", SMOKE, CPU, 2, True, (2.0, 1.0)),
             jobs.stage2_step("d", SMOKE, CPU, 2, TWIN, targets),
@@ -117,7 +121,7 @@ def test_absent_peers_are_named_and_the_rest_runs(no_peers):
         assert [one.name for one in made.contenders] == [OURS]
         made.contenders[0].call()
         assert set(made.missing) == set(made.targets)  # targets of absent peers stay visible
-        assert any("ModuleNotFoundError" in why and "[bench]" in why
+        assert any("ModuleNotFoundError" in why and "peers.txt" in why
                    for why in made.missing.values())
         assert all("\n" not in why for why in made.missing.values())
 
@@ -131,3 +135,88 @@ def test_our_steps_move_every_trained_network(adversarial):
     step()
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)
+
+
+COLUMNS = ("work,unit,contender,rate,ratio,ratio_low,ratio_high,measure,target,met,peak_mb,"
+           "share_of_limit,missing")
+SUMMARY = f"""{COLUMNS}
+"sampling, laptop",tokens,ours,9,,,,,,,30,.1,
+"sampling, laptop",tokens,transformers GPT-2,3,3,2,4,ratio,4,False,20,.2,
+"encoding, laptop",images,ours,7,,,,share_of_limit,.5,True,1,.75,
+building,scenes,ours,2e4,,,,rate,15000,True,0,,
+quantizer,vectors,ours,5,,,,,,,1,,
+quantizer,vectors,absent,,,,,,3,,,,not there
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results as an earlier notebook 07 left them: without busy.csv, here also tokens.csv."""
+    turns = pd.DataFrame({"work": "a", "contender": list("xyxyx"), "turn": [0, 0, 1, 1, 2]})
+    turns.to_csv(tmp_path / "turns.csv", index=False)
+    (tmp_path / "summary.csv").write_text(SUMMARY, encoding="utf-8")
+    (tmp_path / "machine.json").write_text(json.dumps({
+        "device_name": "Abacus", "cores": 2, "precision": "float32", "commit": "c" * 40,
+        "versions": {"torch": "2"}, "peers": {"transformers": "5"}, "repeats": 5}))
+    return tmp_path
+
+
+def test_bounds_are_taken_from_the_files_that_are_there(folder):
+    found = timing.bounds(folder)
+    assert found.against.tolist() == [GPT2] and found.value.tolist() == [1.5] and found.met.all()
+    pd.DataFrame({"token": range(1, 9), "seconds": [1, 3, 9, 9, 9, 9, 2, 6]}).to_csv(
+        folder / "tokens.csv")
+    pd.DataFrame({"alone": [1, 1, 2], "beside": [3, 2, 6]}).to_csv(folder / "busy.csv")
+    found = timing.bounds(folder).set_index("against")
+    assert found.value.to_dict() == {GPT2: 1.5, "first quarter": 2.0, "alone": 3.0}
+    assert found.met.tolist() == [True, False, False]
+    assert (found.low["alone"], found.high["alone"]) == (2, 3)
+
+
+def test_bounds_without_a_peer_to_compare_with(folder):
+    table = pd.read_csv(folder / "summary.csv")
+    table[table.contender == OURS].to_csv(folder / "summary.csv")
+    assert timing.bounds(folder).empty
+
+
+def test_the_page_says_which_targets_hold(folder):
+    page = write_pages._speed(folder)
+    assert page.startswith("**Abacus**: 3 of 4 targets hold; not run: 1.")
+    for line in ("| sampling, laptop | transformers GPT-2 | 3.00 (2.00–4.00) | 4 | no | 10%, 20% |",
+                 "| encoding, laptop | the limit | 75% | 50% | yes | 75% |",
+                 "| building | – | 20,000 scenes a second | 15,000 | yes | – |",
+                 "| quantizer | absent | not run: not there | 3 | not run | –, – |",
+                 "| sampling, laptop: peak memory | transformers GPT-2 | 1.50 | at most 2 | yes |"):
+        assert line in page
+    assert "medians of 2–3 turns" in page
+
+
+def a_run(folder, kind: str, seed: int, threads: int, minutes: float, on="Intel Xeon", **stage2):
+    tree = {"variant": "sc", "seed": seed, "data": {"source": "mnist"}, "stage1": {"stride": 4}}
+    tree |= {} if kind == "stage1" else {"stage2": {"fraction": 1.0} | stage2}
+    place = folder / kind / f"mnist-sc-s{seed}-{len(stage2)}"
+    place.mkdir(parents=True)
+    (place / "summary.json").write_text(json.dumps({"seconds": 60 * minutes}), encoding="utf-8")
+    (place / "config.json").write_text(json.dumps({"settings": tree, "machine": {
+        "device_name": on, "device": "cpu", "precision": "bfloat16", "threads": threads}}))
+
+
+def test_cells_are_whole_and_of_one_processor(tmp_path, monkeypatch):
+    """Planted faults: parts of two machines; a cell without its evaluation; another Stage 2."""
+    runs = tmp_path / "results/laptop/runs"
+    for seed, threads in ((0, 1), (1, 2), (2, 2)):
+        a_run(runs, "stage1", seed, threads, 5)
+        a_run(runs, "stage2", seed, threads, 17.5 * 2 / threads)
+    a_run(runs, "stage2", 0, 1, 99, steps=3)
+    for seed, on in ((0, "Intel Xeon"), (1, "Intel Xeon")):
+        a_run(runs, "evaluation", seed, 1, 2, on)
+    a_run(runs, "stage1", 3, 2, 5)
+    a_run(runs, "stage2", 3, 2, 5, on="Abacus")
+    a_run(runs, "evaluation", 3, 2, 5)
+    found = write_pages._cells(runs).set_index("way")
+    assert found.stage2.to_dict() == {write_pages.BESIDE: 35, write_pages.ALONE: 17.5}
+    monkeypatch.setattr(write_pages, "ROOT", tmp_path)
+    page = write_pages.cells(choose("laptop"))
+    assert "two threads | 4 | 1 | 5 | 18 | 2 | 24 | at most 25 | yes |" in page
+    assert "side by side | 4 | 1 | 5 | 35 | 2 | 42 | – | – |" in page
+    assert "Not measured yet" not in page

@@ -206,6 +206,22 @@ def test_what_is_imported_is_required():
     assert imported("tevq", "notebooks") - peers <= requirements().keys()
 
 
+def test_one_file_installs_every_peer_of_the_benchmarks():
+    """Planted faults: a peer of notebook 07 that no line names; no package in place of the dead."""
+    place = ROOT / "results/benchmarks"
+    lines = [line.split("  #")[0] for line in (place / "peers.txt").read_text(
+        encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert lines[-1] == "-e .[bench]"
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extra = re.findall(r'"([a-z-]+)>=', re.search(r"^bench = \[(.*?)\]", text, re.MULTILINE)[1])
+    named = next(source for source in sources("notebooks/07_benchmarks.ipynb")
+                 if "packages = (" in source).split("packages = (")[1].split(")")[0]
+    assert {*extra, "dalle-pytorch"} == set(re.findall(r'"([a-z-]+)"', named))
+    assert any(line.startswith("dalle-pytorch>=") for line in lines)
+    stand_in = next(ROOT / line for line in lines if line.startswith("./")) / "pyproject.toml"
+    assert 'name = "youtokentome"' in stand_in.read_text(encoding="utf-8")
+
+
 def test_what_is_required_is_used():
     used = imported("tevq", "notebooks", "tests") | TOOLS
     assert requirements().keys() - used == set()

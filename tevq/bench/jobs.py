@@ -1,8 +1,7 @@
 """The large jobs of notebook 07: training steps and sampling, ours and each peer's.
 
-The peers come from their own packages, built at our sizes (`pip install -e .[bench]`):
-taming-transformers (Esser et al. 2021), dalle-pytorch (P. Wang) and transformers (Hugging Face).
-(Notebook 07 builds vector-quantize-pytorch itself.)
+The peers come from their own packages, built at our sizes: taming-transformers (Esser et al. 2021),
+dalle-pytorch (P. Wang), transformers (Hugging Face); in notebook 07 also vector-quantize-pytorch.
 
 What a step costs does not depend on what is drawn: images are noise, captions and codes random.
 """
@@ -21,23 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from tevq.bench import cost
-from tevq.bench.timing import OURS, Benchmark, Contender
+from tevq.bench.timing import GPT2, OURS, Benchmark, Contender
 from tevq.config import Settings, Stage1Config
 from tevq.models import transformer
 from tevq.models.losses import Perceptual
 from tevq.models.sampling import generate_images
-from tevq.models.transformer import Transformer
 from tevq.models.vqgan import level_channels
 from tevq.runs.devices import Device
 from tevq.train import stage2
 from tevq.train.cuda_graph import CudaGraph
 from tevq.train.stage1 import Learner
 
-GPT2, DALLE = "transformers GPT-2", "dalle-pytorch"
+DALLE = "dalle-pytorch"
 TAMING, FAST = "taming, float32, default layout", "taming, bfloat16, channels_last"
-ADAM = {"lr": 1e-4, "betas": (0.5, 0.9)}  # its numbers change no time
-# what dalle-pytorch imports and does not use here: a tokenizer that no longer builds, and a module
-# that does not import beside pytorch-lightning 2
+# what dalle-pytorch imports for nothing here; the first no longer builds, the second fails to load
 UNUSED = ("youtokentome", "taming.models.vqgan", "webdataset")
 Step = Callable[[], Any]
 Twin = tuple[int, int, int]  # dim, depth, heads of a GPT-2 with about as many parameters as ours
@@ -45,21 +41,18 @@ Twin = tuple[int, int, int]  # dim, depth, heads of a GPT-2 with about as many p
 
 def add_peer(made: Benchmark, name: str, builder: Callable[[], nn.Module], on: Device, kind: str,
              work: Callable[[nn.Module], Step], units: int = 0) -> None:
-    """Adds a peer to a benchmark, or why it cannot be built.
-
-    work: network -> its call; kind: of the limit it is held against, or empty; units: of its call,
-    if not ours.
-    """
+    """Adds a peer to a benchmark, or why it cannot be built. work: network -> its call; kind: of
+    the limit it is held against, or empty; units: of its call, if not ours."""
     try:
         with contextlib.redirect_stdout(None):  # some of them print
-            network = builder().to(on.device)
+            step = work(network := builder().to(on.device))
     except Exception as error:  # old packages fail in many ways on new ones
-        hint = "; pip install -e .[bench] (for dalle-pytorch see notebook 07)"
+        hint = "; pip install -r results/benchmarks/peers.txt"
         made.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0] + (
-            hint if isinstance(error, ModuleNotFoundError) else "")
-        return
-    made.contenders.append(Contender(name, work(network), units or made.contenders[0].units,
-                                     parameters(network), kind and f"{kind}-{on.precision}"))
+            hint * isinstance(error, ModuleNotFoundError))
+    else:
+        made.contenders.append(Contender(name, step, units or made.contenders[0].units,
+                                         parameters(network), kind and f"{kind}-{on.precision}"))
 
 
 def parameters(model: nn.Module) -> int:
@@ -91,7 +84,7 @@ def taming_step(s: Stage1Config, batch: int, where: Device, layout: torch.memory
     model, x = model.to(memory_format=layout), noise(batch, where, layout)
     losses = taming_losses(s, perceptual).to(where.device) if s.disc_weight else None
     networks = [model, losses.discriminator] if losses else [model]
-    optimizers = [torch.optim.Adam(network.parameters(), **ADAM) for network in networks]
+    optimizers = [torch.optim.Adam(network.parameters(), 1e-4) for network in networks]
 
     def step() -> None:
         for number, optimizer in enumerate(optimizers):  # a forward pass for each of the two
@@ -108,8 +101,7 @@ def taming_step(s: Stage1Config, batch: int, where: Device, layout: torch.memory
 def stage1_step(name: str, settings: Settings, where: Device, batch: int, losses: bool,
                 targets: tuple[float, float], share: float = 0.0) -> Benchmark:
     """A Stage-1 step on L1 and the quantizer's losses; with `losses` also the perceptual distance
-    and the discriminator. Against taming as its users run it, and with what the processor offers.
-    """
+    and the discriminator. Against taming as its users run it, and as the processor can do it."""
     s = dataclasses.replace(settings.stage1, disc_start=0)
     s, perceptual = (s, cost.perceptual(settings)) if losses else (
         dataclasses.replace(s, disc_weight=0.0), no_distance)
@@ -121,9 +113,9 @@ def stage1_step(name: str, settings: Settings, where: Device, batch: int, losses
                              (FAST, where, torch.channels_last)):
         if peer == FAST and where.dtype is torch.float32:
             made.missing[peer] = "this processor has no bfloat16 arithmetic"
-            continue
-        add_peer(made, peer, partial(Taming, s), on, "conv", partial(
-            taming_step, s, batch, on, layout, perceptual))
+        else:
+            add_peer(made, peer, partial(Taming, s), on, "conv", partial(
+                taming_step, s, batch, on, layout, perceptual))
     return made
 
 
@@ -159,13 +151,12 @@ def peer_step(model: nn.Module, where: Device, loss: Step) -> Step:
 
 def stage2_peers(made: Benchmark, model: transformer.Transformer, where: Device, twin: Twin,
                  works: dict[str, Callable], few: int = 0) -> Benchmark:
-    """Adds every peer that has a target. works: name -> network -> its call; few: dalle's units."""
-    plain = Device(where.device, torch.float32)
+    """Adds the peers of made.targets. works: name -> (network, on) -> call; few: dalle's units."""
     ways = {GPT2: (partial(gpt2, model, *twin), where, 0),
-            DALLE: (partial(dalle, model), plain, few)}
+            DALLE: (partial(dalle, model), Device(where.device, torch.float32), few)}
     for name in made.targets:
         builder, on, units = ways[name]
-        add_peer(made, name, builder, on, "matmul", works[name], units)
+        add_peer(made, name, builder, on, "matmul", partial(works[name], on=on), units)
     return made
 
 
@@ -179,20 +170,17 @@ def stage2_step(name: str, settings: Settings, where: Device, size: int, twin: T
         OURS, step, size, parameters(model), f"matmul-{where.precision}")], targets,
         goal=("share_of_limit", share))
     return stage2_peers(made, model, where, twin, {
-        GPT2: lambda network: peer_step(
-            network, where, lambda: network(tokens, labels=tokens).loss),
-        DALLE: lambda network: peer_step(
-            network, Device(where.device, torch.float32),
-            lambda: network(text, codes.flatten(1), return_loss=True))})
+        GPT2: lambda network, on: peer_step(
+            network, on, lambda: network(tokens, labels=tokens).loss),
+        DALLE: lambda network, on: peer_step(
+            network, on, lambda: network(text, codes.flatten(1), return_loss=True))})
 
 
 def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin,
              targets: dict[str, float], few: int = 8) -> Benchmark:
-    """All codes of `size` images, with caches, in the type that trainings compute in.
-
-    dalle-pytorch draws single tokens of `few` images in the middle of the grid: its sampler has no
-    cache at guidance scale 1, where it drops the one it is given, and a whole grid takes minutes.
-    """
+    """All codes of `size` images, with caches, in the type that trainings compute in. dalle-pytorch
+    draws single tokens of `few` images in the middle of the grid: its sampler has no cache at
+    guidance scale 1, where it drops the one it is given, and a whole grid takes minutes."""
     model = transformer.build(settings, where.dtype).to(where.device).eval()
     (text, codes), top_k = sequences(model, size, where), settings.evaluation.top_k
     seeds, half = torch.arange(size, device=where.device), codes.flatten(1)[:few, : model.N // 2]
@@ -203,17 +191,15 @@ def sampling(name: str, settings: Settings, where: Device, size: int, twin: Twin
         OURS, lambda: generate_images(model, text, seeds, top_k=top_k, dtype=where.dtype),
         size * model.N, parameters(model), f"matmul-{where.precision}")], targets)
     return stage2_peers(made, model, where, twin, {
-        GPT2: lambda network: partial(network.to(where.dtype).eval().generate, text, **options),
-        DALLE: lambda network: torch.inference_mode()(partial(network.eval(), text[:few], half)),
-    }, few)
+        GPT2: lambda network, on: partial(network.to(on.dtype).eval().generate, text, **options),
+        DALLE: lambda network, on: torch.inference_mode()(
+            partial(network.eval(), text[:few], half))}, few)
 
 
 class Taming(nn.Module):
-    """taming-transformers' encoder, quantizer and decoder, put together as its VQModel does.
-
-    VQModel itself does not import beside pytorch-lightning 2 (measured with 0.0.1). Its group norm
-    has 32 groups whatever the width, which narrow layers cannot have; they get ours.
-    """
+    """taming-transformers' encoder, quantizer and decoder, put together as its VQModel does, which
+    does not import beside pytorch-lightning 2 (measured with 0.0.1). Its group norm has 32 groups
+    whatever the width, which narrow layers cannot have; they get ours."""
 
     def __init__(self, s: Stage1Config):
         super().__init__()
@@ -228,8 +214,8 @@ class Taming(nn.Module):
         # its decoder has one block more than it is told
         self.decoder = parts.Decoder(**common, num_res_blocks=s.decoder_blocks - 1)
         self.quantize = VectorQuantizer(s.codes, s.code_dim, beta=s.beta)
-        self.quant_conv = nn.Conv2d(s.code_dim, s.code_dim, 1)
-        self.post_quant_conv = nn.Conv2d(s.code_dim, s.code_dim, 1)
+        self.quant_conv, self.post_quant_conv = (
+            nn.Conv2d(s.code_dim, s.code_dim, 1) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images -> reconstructions, quantizer's loss."""
@@ -241,29 +227,24 @@ def taming_losses(s: Stage1Config, perceptual: Perceptual) -> nn.Module:
     """taming-transformers' losses with another perceptual distance (its own is a download)."""
     from taming.modules.losses import vqperceptual
 
-    class Distance(nn.Module):
-        def forward(self, x, y):
-            return perceptual(x, y)
-
-    vqperceptual.LPIPS = Distance
-    with contextlib.redirect_stdout(None):  # it prints
-        return vqperceptual.VQLPIPSWithDiscriminator(
-            disc_start=0, disc_num_layers=s.disc_layers, disc_ndf=s.disc_channels,
-            disc_weight=s.disc_weight, perceptual_weight=s.perceptual_weight)
+    vqperceptual.LPIPS = lambda: mock.Mock(eval=lambda: perceptual)
+    return vqperceptual.VQLPIPSWithDiscriminator(
+        disc_start=0, disc_num_layers=s.disc_layers, disc_ndf=s.disc_channels,
+        disc_weight=s.disc_weight, perceptual_weight=s.perceptual_weight)
 
 
-def dalle(ours: Transformer) -> nn.Module:
-    """dalle-pytorch's DALLE of the same sizes as ours, over a 16 x 16 grid of codes."""
+def dalle(ours: transformer.Transformer) -> nn.Module:
+    """dalle-pytorch's DALLE of the same sizes as ours, over the same grid of codes."""
     for name in UNUSED:
         sys.modules.setdefault(name, mock.MagicMock())
     from dalle_pytorch import DALLE, DiscreteVAE
 
-    vae = DiscreteVAE(image_size=64, num_layers=2, num_tokens=ours.K, codebook_dim=8, hidden_dim=8)
+    vae = DiscreteVAE(image_size=4 * ours.h, num_layers=2, num_tokens=ours.K, hidden_dim=8)
     return DALLE(dim=ours.row.shape[-1], vae=vae, num_text_tokens=ours.V, text_seq_len=ours.L,
                  depth=ours.depth, heads=ours.heads, dim_head=ours.head_dim)
 
 
-def gpt2(ours: Transformer, dim: int, depth: int, heads: int) -> nn.Module:
+def gpt2(ours: transformer.Transformer, dim: int, depth: int, heads: int) -> nn.Module:
     """transformers' GPT-2, without dropout, as the others. (Its heads are dim / heads wide.)"""
     import transformers
 

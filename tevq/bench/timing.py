@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.profiler import profile
 from torch.utils.benchmark import timer  # seconds; waits for a GPU first
@@ -20,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 COLUMNS = ("work", "unit", "contender", "rate", "rate_low", "rate_high", "ratio", "ratio_low",
            "ratio_high", "measure", "target", "met", "parameters", "gflop_per_unit", "peak_mb",
            "limit", "share_of_limit", "missing")
-SHORTEST = 0.2  # seconds of one turn; shorter calls are repeated within it
-OURS = "ours"
+OURS, GPT2 = "ours", "transformers GPT-2"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def seconds_of(call: Callable[[], Any], times: int = 1) -> float:
     return timer() - began
 
 
-def turns(benchmark: Benchmark, repeats: int, shortest: float = SHORTEST) -> list[dict[str, Any]]:
-    """Turns of all contenders: work, unit, contender, turn, seconds, calls, units."""
+def turns(benchmark: Benchmark, repeats: int, shortest: float = 0.2) -> list[dict[str, Any]]:
+    """Turns of at least `shortest` seconds: work, unit, contender, turn, seconds, calls, units."""
     calls = {}
     for one in benchmark.contenders:
         one.call()  # the first call makes buffers and chooses kernels
@@ -79,8 +80,7 @@ def summary(benchmark: Benchmark, rows: list[dict[str, Any]], rates: dict[str, f
     found = []
     for one in benchmark.contenders:
         low, middle, high = np.quantile(speed[one.name], (0.25, 0.5, 0.75))
-        fact = facts.get(one.name, {})
-        flop = fact.get("flop", 0) / one.units
+        flop = (fact := facts.get(one.name, {})).get("flop", 0) / one.units
         row = {"contender": one.name, "rate": middle, "rate_low": low, "rate_high": high,
                "parameters": one.parameters or None, "limit": one.limit,
                "gflop_per_unit": flop / 1e9 or None, "peak_mb": fact.get("peak_mb")}
@@ -126,3 +126,22 @@ def peak_memory(call: Callable[[], Any]) -> float:
     changes = [event.nbytes() for event in recorded.profiler.kineto_results.events()
                if event.name() == "[memory]"]
     return float(np.cumsum([0, *changes]).max())
+
+
+def bounds(folder: Path) -> pd.DataFrame:
+    """What should stay below a number, from the files that are there: columns work, against, value,
+    low, high (over the turns, or nan), target, met."""
+    peak = pd.read_csv(folder / "summary.csv").pivot(
+        index="work", columns="contender", values="peak_mb").reindex(columns=[OURS, GPT2])
+    rows = [(f"{work}: peak memory", GPT2, [peak[OURS][work] / peak[GPT2][work]], 2.0)
+            for work in peak.index if work.startswith("sampling")]
+    if (path := folder / "tokens.csv").exists():
+        first, _, _, last = map(np.median, np.array_split(pd.read_csv(path).seconds.to_numpy(), 4))
+        rows.append(("sampling, paper: last quarter of the tokens", "first quarter",
+                     [last / first], 1.3))
+    if (path := folder / "busy.csv").exists():
+        rows.append(("Stage-2 step, laptop, beside a job of two threads", "alone",
+                     pd.read_csv(path).eval("beside / alone"), 2.5))
+    found = pd.DataFrame([(*names, np.median(x), min(x), max(x), top) for *names, x, top in rows],
+                         columns=["work", "against", "value", "low", "high", "target"])
+    return found.assign(met=found.value <= found.target).dropna()
