@@ -56,7 +56,9 @@ class LayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype))
+        # beside a float32 gain, which CPUs take, mean and deviation are kept in float32
+        gain = self.gain if x.device.type == "cpu" else self.gain.to(x.dtype)
+        return F.layer_norm(x, gain.shape, gain)
 
 
 class NeighbourEmbedding(nn.Module):
