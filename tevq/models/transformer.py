@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tevq.config import Settings, SettingsError, unknown
 from tevq.data.captions import LENGTH, PAD, vocabulary
 from tevq.data.source import class_names
-from tevq.models.cpu_kernels import causal_attention, embed
+from tevq.models.cpu_kernels import RowSums, causal_attention
 from tevq.runs.run import open_run
 
 DIRECTIONS = ("t2i", "i2t")
@@ -56,7 +56,9 @@ class LayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype))
+        # beside a float32 gain, which CPUs take, mean and deviation are kept in float32
+        gain = self.gain if x.device.type == "cpu" else self.gain.to(x.dtype)
+        return F.layer_norm(x, gain.shape, gain)
 
 
 class NeighbourEmbedding(nn.Module):
@@ -79,23 +81,23 @@ class NeighbourEmbedding(nn.Module):
         none = torch.full_like(tokens[:, :1], len(self.table) - 1)
         padded = torch.cat((tokens, none), 1)  # index -1 is the last column
         near = padded[:, self.sources[at]]  # (B, S, n)
-        training = torch.is_grad_enabled() and near.device.type == "cpu"
-        if training and dtype == torch.float32 and self.mix is not None:
-            return self.summed(near)
-        x = embed(near, self.table, dtype).flatten(2)  # (B, S, n * width)
+        if torch.is_grad_enabled() and near.device.type == "cpu":
+            return self.summed(near).to(dtype)
+        x = F.embedding(near, self.table).to(dtype).flatten(2)  # (B, S, n * width)
         return x if self.mix is None else self.mix(x)
 
     def summed(self, near: Tensor) -> Tensor:
-        """The same up to rounding: every row of the table is mapped once, then rows are summed.
+        """The same up to rounding, in float32: every row of the table is mapped once, then summed.
 
-        In a batch, tokens outnumber the table: measured, a quarter of the time on CPUs in float32
-        (a sum in bfloat16 would also round n times).
+        In a batch, tokens outnumber the table: measured on a CPU with AMX, 0.6 of the time that
+        bfloat16 products take, and half their error.
         """
         (size, width), n = self.table.shape, near.shape[2]
-        weight = self.mix.weight.view(-1, n, width)
-        mapped = torch.einsum("kw,dnw->nkd", self.table, weight).flatten(0, 1)
+        weight = None if self.mix is None else self.mix.weight.view(-1, n, width)
+        mapped = (self.table if weight is None else
+                  torch.einsum("kw,dnw->nkd", self.table, weight).flatten(0, 1))
         rows = near + size * torch.arange(n)
-        return F.embedding_bag(rows.flatten(0, 1), mapped, mode="sum").view(*near.shape[:2], -1)
+        return RowSums.apply(rows.flatten(0, 1), mapped).view(*near.shape[:2], -1)
 
 
 def text_offsets(length: int, window: int) -> Tensor:
@@ -233,12 +235,13 @@ class Transformer(nn.Module):
         words, grid = self.embed_text(text), self.embed_image(codes.flatten(1))
         L, N = self.L, self.N
         if direction == "t2i":
-            x = self.trunk(torch.cat((words, grid), 1))
-            return self.text_logits(x[:, : L - 1]), self.image_logits(x[:, L - 1 : L + N - 1])
-        if direction == "i2t":
+            words, grid, _ = self.trunk(torch.cat((words, grid), 1)).split((L - 1, N, 1), 1)
+        elif direction == "i2t":
             x = self.trunk(torch.cat((grid, words), 1))
-            return self.text_logits(x[:, N : N + L - 1]), self.image_logits(x[:, : N - 1])
-        raise unknown("direction", direction, DIRECTIONS)
+            grid, _, words, _ = x.split((N - 1, 1, L - 1, 1), 1)
+        else:
+            raise unknown("direction", direction, DIRECTIONS)
+        return self.text_logits(words), self.image_logits(grid)
 
     def loss(self, text: Tensor, codes: Tensor, direction: str, target_weight: float = 7.0
              ) -> Losses:

@@ -121,8 +121,7 @@ def update(model: Transformer, optimizers: dict[str, torch.optim.Optimizer], s: 
            text: Tensor, codes: Tensor, direction: str) -> dict[str, Tensor]:
     """One step of all optimizers on captions (B, L) and codes (B, h, w); metrics."""
     loss = model.loss(text, codes, direction, s.target_weight)
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     loss.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip or math.inf)
     for optimizer in optimizers.values():
