@@ -121,8 +121,7 @@ class Cache:
     """Preallocated keys and values of the first `length` positions of every layer."""
 
     def __init__(self, depth: int, shape: tuple[int, int, int, int], dtype, device):
-        """`shape` is (B, heads, positions, head_dim)."""
-        # not empty: memory that is first touched in order is read faster, measured by 4 to 12 %
+        """`shape` is (B, heads, positions, head_dim). Zeros: what is touched in order is faster."""
         self.kept = torch.zeros((depth, 2, *shape), dtype=dtype, device=device)
         self.length = 0
 
