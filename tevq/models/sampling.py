@@ -15,8 +15,8 @@ from tevq.models.transformer import Transformer
 MASK = 0xFFFFFFFF  # 32 bits
 
 
-def uniform(seeds: Tensor, step: int) -> Tensor:
-    """Random numbers of (seed, step): int64 seeds (B,) -> float32 (B,) in [0, 1).
+def uniform(seeds: Tensor, step: int | Tensor) -> Tensor:
+    """Random numbers of (seed, step): int64 (B,) -> float32 (B,) in [0, 1); steps (n, 1): (n, B).
 
     A 32-bit integer hash (two multiply-xorshift rounds by C. Wellons, "hash prospector", applied to
     the two halves of the seed and the step), equal on every device. All products stay below 2**63.
@@ -66,12 +66,11 @@ def generate_images(model: Transformer, text: Tensor, seeds: Tensor, temperature
     check_options(temperature, top_k)
     with model.sampling(dtype):
         B, N = len(text), model.N
-        cache = model.cache(B, text)
-        codes = torch.zeros((B, N), dtype=torch.int64, device=text.device)
-        x = model.embed_text(text)
+        cache, codes = model.cache(B, text), seeds.new_zeros((B, N))
+        x, u = model.embed_text(text), uniform(seeds, torch.arange(N, device=seeds.device)[:, None])
         for step in range(N):
             logits = model.image_logits(model.trunk(x, cache)[:, -1])
-            codes[:, step] = choose(logits, uniform(seeds, step), temperature, top_k, greedy)
+            codes[:, step] = choose(logits, u[step], temperature, top_k, greedy)
             x = model.embed_image(codes, step, step + 1)
         return codes.view(B, model.h, model.h)
 
@@ -88,15 +87,15 @@ def generate_captions(model: Transformer, codes: Tensor, seeds: Tensor, temperat
     check_options(temperature, top_k)
     with model.sampling(dtype):
         B, L = len(codes), model.L
-        cache = model.cache(B)
-        text = torch.full((B, L), PAD, dtype=torch.int64, device=codes.device)
+        cache, text = model.cache(B), seeds.new_full((B, L), PAD)
         text[:, 0] = BOS
-        ended = torch.zeros(B, dtype=torch.bool, device=codes.device)
+        u = uniform(seeds, torch.arange(L, device=seeds.device)[:, None])
+        ended = seeds.new_zeros(B, dtype=torch.bool)
         x = torch.cat((model.embed_image(codes.flatten(1)), model.embed_text(text, 0, 1)), 1)
         for step in range(1, L):
             logits = model.text_logits(model.trunk(x, cache)[:, -1])
             logits[:, [PAD, BOS]] = float("-inf")
-            word = choose(logits, uniform(seeds, step), temperature, top_k, greedy)
+            word = choose(logits, u[step], temperature, top_k, greedy)
             text[:, step] = word.masked_fill(ended, PAD)
             ended |= word == EOS
             if bool(ended.all()):

@@ -38,14 +38,14 @@ class Linear(nn.Linear):
     Casting the weight (small) at each use replaces autocast, which would also cast activations.
     """
 
-    cast: Tensor | None = None  # the weight in the type of the inputs, while sampling
+    cast: Tensor | None = None  # while sampling: the weight (in, out), in the type of the inputs
 
     def __init__(self, inputs: int, outputs: int, scale: float = 1.0):
         super().__init__(inputs, outputs, bias=False)
         nn.init.normal_(self.weight, std=scale / math.sqrt(inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast)
+        return F.linear(x, self.weight.to(x.dtype)) if self.cast is None else x @ self.cast
 
 
 class LayerNorm(nn.Module):
@@ -123,7 +123,7 @@ class Cache:
     """Preallocated keys and values of the first `length` positions of every layer."""
 
     def __init__(self, depth: int, shape: tuple[int, int, int, int], dtype, device):
-        """`shape` is (B, heads, positions, head_dim)."""
+        """`shape` is (B, heads, positions, head_dim). Zeros: what is touched in order is faster."""
         self.kept = torch.zeros((depth, 2, *shape), dtype=dtype, device=device)
         self.length = 0
 
@@ -154,9 +154,12 @@ class Block(nn.Module):
         else:
             qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, S, head_dim)
             k, v = cache.extend(layer, qkv[1:])
-            y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=cache.length == 0)
+            if layer == len(cache.kept) - 1:  # from here on, only the last position is asked for
+                x, qkv = x[:, -1:], qkv[:, :, :, -1:]
+                cache.length += S
+            y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=qkv.shape[3] > 1)
             y = y.transpose(1, 2)
-        x = x + self.out(y.reshape(B, S, -1))
+        x = x + self.out(y.flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -209,11 +212,9 @@ class Transformer(nn.Module):
         return self.codes(codes, at, self.dtype) + position[at].to(self.dtype)
 
     def trunk(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """All blocks: x (B, S, dim) -> (B, S, dim). A cache is read and advanced by S."""
+        """All blocks: x (B, S, dim) -> (B, S, dim); (B, 1, dim) with a cache, advanced by S."""
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, cache)
-        if cache is not None:
-            cache.length += x.shape[1]
         return x
 
     def text_logits(self, x: Tensor) -> Tensor:
@@ -263,12 +264,12 @@ class Transformer(nn.Module):
     @contextmanager
     def sampling(self, dtype: torch.dtype):
         """Within the block, activations have this type, and every weight is cast once."""
-        # for a single token, casting a weight costs as much as using it
+        # casting a weight costs a token as much as using it, and CPUs are faster with its transpose
         layers = [layer for layer in self.modules() if isinstance(layer, Linear)]
         before, self.dtype = self.dtype, dtype
         try:
             for layer in layers:
-                layer.cast = layer.weight.detach().to(dtype)
+                layer.cast = layer.weight.detach().T.to(dtype).contiguous()
             yield self
         finally:
             self.dtype = before
