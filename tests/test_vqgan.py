@@ -77,6 +77,24 @@ def test_norm_equals_group_norm_with_its_gradients(layout, silu, channels):
         torch.testing.assert_close(norm(x), y)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 40), (31, 33), (8, 6), (1, 5), (5, 1)])
+@pytest.mark.parametrize("silu", [False, True])
+@torch.no_grad()
+def test_norm_without_gradient_is_as_exact_as_the_plain_one(size, silu):
+    """Planted fault: PyTorch's kernel for large channels_last maps, which is 3e-4 off."""
+    torch.manual_seed(0)
+    norm = GroupNorm(16, silu).eval()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 16, *size) * 2 + 3).to(memory_format=torch.channels_last)
+    w, b = norm.weight.double(), norm.bias.double()
+    wanted = F.group_norm(x.double().contiguous(), norm.num_groups, w, b, 1e-6)
+    wanted = F.silu(wanted) if silu else wanted
+    assert (norm(x) - wanted).abs().max() <= 1e-5
+    assert norm(x).is_contiguous(memory_format=torch.channels_last)
+    assert norm(torch.zeros_like(x)).isfinite().all()
+
+
 def test_every_width_that_settings_allow_can_be_built(monkeypatch):
     """Planted fault: min(32, channels // 4) groups, into which most widths cannot be split."""
     for layer in (torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.BatchNorm2d, torch.nn.Linear):

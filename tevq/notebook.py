@@ -34,7 +34,6 @@ def start(namespace: dict[str, Any], name: str) -> Grid:
     """The grid that a notebook's parameters describe.
 
     namespace: `globals()` of the notebook; name: its file name without `.ipynb`.
-
     papermill injects a misspelt name without complaint, so every name that it injected must be a
     parameter of the notebook. Other names in the namespace may come from anywhere, for example from
     a startup file of IPython. Raises SettingsError for an unknown name and for any bad value.
@@ -96,9 +95,7 @@ def source(*things: Callable | type) -> None:
 
 
 def save(figure: Figure, grid: Grid, name: str, folder: Path | None = None) -> None:
-    """Saves a figure as `results/<preset>/figures/<name>.png`, shows that file, closes the figure.
-
-    folder: another place than `figures`.
+    """Saves a figure as `<name>.png` in `results/<preset>/figures`, or in `folder`; closes it.
 
     The notebook shows what was saved, so the two cannot differ.
     """

@@ -1,6 +1,4 @@
-"""What the presets cost: operations of a training, counted.
-
-`python -m tevq.bench.cost` writes the table.
+"""What the presets cost: operations of a training. `python -m tevq.bench.cost` writes the table.
 
 torch.utils.flop_counter counts the matrix products and convolutions of one real step with a batch
 of one, forward and backward. Normalisation, activations and optimizers are left out.

@@ -133,8 +133,7 @@ def codebook_health(codebook: Tensor, counts: Tensor) -> dict[str, float]:
         "codes_used": int(used.sum()), "perplexity": float(entropy.exp()),
         "norm_mean": float(norms.mean()), "norm_used": float(norms[used].mean()),
         "norm_max": float(norms.max()), "max_cosine": _largest_cosine(codebook),
-        "max_cosine_used": _largest_cosine(codebook[used]),
-    }
+        "max_cosine_used": _largest_cosine(codebook[used])}
 
 
 def _largest_cosine(vectors: Tensor) -> float:

@@ -6,6 +6,8 @@ resolution. A new one is one entry there: a module made from (channels, padding)
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,14 +21,20 @@ from tevq.runs.run import open_run
 def pad(x: Tensor, left_top: int, right_bottom: int, padding: str) -> Tensor:
     """Pads height and width of x (B, C, H, W); `padding` is replicate, zeros or circular."""
     mode = "constant" if padding == "zeros" else padding
-    return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
+    with torch.autocast(x.device.type, enabled=False):  # which would pad in float32 on CPUs
+        return F.pad(x, (left_top, right_bottom) * 2, mode=mode)
 
 
 class Conv(nn.Conv2d):
     """3x3 convolution that keeps the size, with the border rule of `padding`."""
 
     def __init__(self, channels_in: int, channels_out: int, padding: str = "zeros"):
-        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode=padding)
+        super().__init__(channels_in, channels_out, 3, padding=int(padding == "zeros"))
+        self.border = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
+        return super().forward(x if self.border == "zeros" else pad(x, 1, 1, self.border))
 
 
 class StridedConv(nn.Module):
@@ -58,17 +66,12 @@ class Blur(nn.Module):
                         groups=x.shape[1])
 
 
-class ConvBlurpool(nn.Module):
-    """CB: 3x3 convolution with stride 1, then blur and subsample."""
+class ConvBlurpool(nn.Sequential):
+    """CB: 3x3 convolution, then blur and subsample, (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def __init__(self, channels: int, padding: str):
-        super().__init__()
-        self.conv = Conv(channels, channels, padding)
-        self.blur = Blur(channels, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
-        return self.blur(self.conv(x))
+        super().__init__(OrderedDict(conv=Conv(channels, channels, padding),
+                                     blur=Blur(channels, padding)))
 
 
 class MaxPool(nn.MaxPool2d):
@@ -170,8 +173,7 @@ def build_encoder(s: Stage1Config) -> nn.Sequential:
         if level != last:
             layers.append(DOWNSAMPLERS[s.downsample](width, s.padding))
     return nn.Sequential(
-        *layers, ResBlock(width, width, s.padding, norm),
-        *[Attention(width, norm)] * s.attention,
+        *layers, ResBlock(width, width, s.padding, norm), *[Attention(width, norm)] * s.attention,
         ResBlock(width, width, s.padding, norm), norm(width, silu=True),
         Conv(width, s.code_dim, s.padding), nn.Conv2d(s.code_dim, s.code_dim, 1))
 
