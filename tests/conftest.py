@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
                             "proves; names are the keys of tests/torture/run.py: PROMISES")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # a file runs in one process, which keeps what it has built; so do all that need the site

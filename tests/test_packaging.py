@@ -169,7 +169,7 @@ PACKAGES = {"sklearn": "scikit-learn", "threadpoolctl": "scikit-learn", "PIL": "
             "dask": "distributed", "yaml": "distributed", "IPython": "ipykernel",
             "traitlets": "ipykernel", "jinja2": "nbconvert"}
 # called, or read, not imported: torch exports by onnxscript, onnxruntime has the licence of both
-TOOLS = {"jupyterlab", "nbval", "nbstripout", "ruff", "onnxscript", "onnxruntime"}
+TOOLS = {"jupyterlab", "nbval", "nbstripout", "ruff", "onnxscript", "onnxruntime", "pytest-xdist"}
 
 
 def imported(*places: str) -> set[str]:

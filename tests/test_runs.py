@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -145,13 +146,14 @@ def test_a_damaged_record_is_written_again(content, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_finished_run_in_a_read_only_folder_is_read_without_a_lock(tmp_path):
+def test_a_finished_run_in_a_read_only_folder_is_read_without_a_lock():
     """As nobody, because root may write everywhere. Planted faults: a lock wanted for reading;
     a run that is not finished worked on without one."""
-    done, begun = (open_run(settings(seed=s), "stage1", tmp_path) for s in (0, 1))
+    place = Path(tempfile.mkdtemp())  # not tmp_path, which lies in folders that only root may enter
+    done, begun = (open_run(settings(seed=s), "stage1", place) for s in (0, 1))
     done.finish({"n": 1}, {"w": torch.ones(2)})
     begun.save(1, {})
-    for path in (*tmp_path.rglob("*"), tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for path in (*place.rglob("*"), place):
         path.chmod(0o555 if path.is_dir() else 0o444)
     read, write = os.pipe()
     if not (pid := os.fork()):
@@ -169,8 +171,9 @@ def test_a_finished_run_in_a_read_only_folder_is_read_without_a_lock(tmp_path):
             os.write(write, "; ".join(said).encode())
             os._exit(0)
     os.waitpid(pid, 0)
-    for path in (*tmp_path.rglob("*"), tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for path in (place, *place.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
+    shutil.rmtree(place)
     said = os.read(read, 10_000).decode()
     assert said.startswith("[1.0, 1.0]; StorageError: cannot write"), said
     assert "make the folder writable" in said
