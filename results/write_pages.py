@@ -81,6 +81,10 @@ OVERVIEW = {  # the numbers that say most about a variant
     "kappa, grid": {"case": "grid"} | _KAPPA, "kappa, context": {"case": "context"} | _KAPPA,
 }
 DECIDING = (("te", "sc"), ("sc40", "sc"), ("te40", "sc40"), ("merged", "te"), ("te_revived", "sc"))
+PACE = {  # words -> a job and a peer of notebook 07
+    "a Stage-1 step": ("Stage-1 step, laptop", "taming, bfloat16, channels_last"),
+    "a Stage-2 step": ("Stage-2 step, laptop", "transformers GPT-2"),
+    "sampling": ("sampling, paper", "transformers GPT-2")}
 ANSWERS = {"same direction": "yes", "opposite direction": "no, the reverse"}  # else the verdict
 
 
@@ -510,6 +514,21 @@ def speed(grid: Grid) -> str:
         (ROOT / "results" / "benchmarks").glob("*/summary.csv")))
 
 
+def pace(grid: Grid) -> str:
+    """One sentence for the README: a step of each stage and sampling, on every processor."""
+    tables = [pd.read_csv(path) for path in sorted(
+        (ROOT / "results" / "benchmarks").glob("*/summary.csv"))]
+    parts = []
+    for words, (work, peer) in PACE.items():
+        rows = [table[(table.work == work) & (table.contender == peer)] for table in tables]
+        ratios = [f"{row.ratio.iloc[0]:.2f}" for row in rows if row.ratio.notna().any()]
+        parts.append(f"{words} {' and '.join(ratios)} times")
+    names = [json.loads((path.parent / "machine.json").read_text(encoding="utf-8"))["device_name"]
+             for path in sorted((ROOT / "results" / "benchmarks").glob("*/summary.csv"))]
+    return (f"As fast as the packages that people use, on two cores ({' and '.join(names)}): "
+            f"{', '.join(parts)}. [All of it](results/benchmarks/README.md).")
+
+
 def _speed(folder: Path) -> str:
     """Table of a processor; what a job or a file of later notebooks would say is left out."""
     table = pd.read_csv(folder / "summary.csv")
@@ -629,7 +648,7 @@ def _measured(grid: Grid, preset: str, kind: str) -> str:
 
 Part = Callable[[Grid], str]
 PAGES: dict[str, dict[str, Part]] = {
-    "README.md": {"short": in_short},
+    "README.md": {"short": in_short, "pace": pace},
     "tevq/README.md": {"files": files, "presets": sizes, "official": official, "guide": guide,
                        "scaling": scaling},
     "results/laptop/README.md": {"results": results},

@@ -73,11 +73,10 @@ def summary(benchmark: Benchmark, rows: list[dict[str, Any]], rates: dict[str, f
     """One row a contender, of COLUMNS: rate per second (median, quartiles), ratio of ours to it
     (median, range), target, share of the limit; or why it is missing.
 
-    rates: operations per second of each limit; facts: `examine` of each contender.
-    """
-    speed = {one.name: np.array([row["units"] / row["seconds"] for row in rows
-                                 if row["contender"] == one.name]) for one in benchmark.contenders}
-    found = []
+    rates: operations per second of limits that took no turns themselves, as contenders whose units
+    are operations; facts: `examine` of each contender."""
+    frame, found = pd.DataFrame(rows), []
+    speed = {name: (p.units / p.seconds).to_numpy() for name, p in frame.groupby("contender")}
     for one in benchmark.contenders:
         low, middle, high = np.quantile(speed[one.name], (0.25, 0.5, 0.75))
         flop = (fact := facts.get(one.name, {})).get("flop", 0) / one.units
@@ -85,7 +84,8 @@ def summary(benchmark: Benchmark, rows: list[dict[str, Any]], rates: dict[str, f
                "parameters": one.parameters or None, "limit": one.limit,
                "gflop_per_unit": flop / 1e9 or None, "peak_mb": fact.get("peak_mb")}
         if one.limit and flop:
-            row["share_of_limit"] = middle * flop / rates[one.limit]
+            limit = speed[one.limit] if one.limit in speed else rates[one.limit]
+            row["share_of_limit"] = np.median(speed[one.name] * flop / limit)
         measure, target = benchmark.goal
         if one is not benchmark.contenders[0]:
             ratio = speed[benchmark.contenders[0].name] / speed[one.name]
