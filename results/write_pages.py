@@ -574,6 +574,13 @@ def _ranged(value: float, low: float, high: float) -> str:
     return f"{value:.2f}" + f" ({low:.2f}–{high:.2f})" * bool(low < high)
 
 
+def tried(grid: Grid) -> str:
+    """What was tried to be faster, and what it gave; work and profile stand in its first row."""
+    rows = pd.read_csv(ROOT / "results" / "benchmarks" / "tried.csv", keep_default_na=False)
+    rows.work = rows.work.mask(rows.work.duplicated(), "")
+    return markdown(rows.set_index("work"))
+
+
 def cells(grid: Grid) -> str:
     """Minutes of finished cells, a row a processor and way: only cells with all parts on one."""
     minutes = _cells(ROOT / "results" / grid.preset / "runs")
@@ -652,7 +659,7 @@ PAGES: dict[str, dict[str, Part]] = {
     "tevq/README.md": {"files": files, "presets": sizes, "official": official, "guide": guide,
                        "scaling": scaling},
     "results/laptop/README.md": {"results": results},
-    "results/benchmarks/README.md": {"speed": speed, "cells": cells},
+    "results/benchmarks/README.md": {"speed": speed, "cells": cells, "tried": tried},
     "results/reliability.md": {"promises": promises},
 }
 
