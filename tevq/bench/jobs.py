@@ -33,8 +33,8 @@ from tevq.train.stage1 import Learner
 
 DALLE = "dalle-pytorch"
 TAMING, FAST = "taming, float32, default layout", "taming, bfloat16, channels_last"
-# what dalle-pytorch imports for nothing here; the first no longer builds, the second fails to load
-UNUSED = ("youtokentome", "taming.models.vqgan", "webdataset")
+# what dalle-pytorch imports for nothing here; some no longer build, or left their package, or fail
+UNUSED = ("youtokentome", "pkg_resources", "taming.models.vqgan", "webdataset")
 Step = Callable[[], Any]
 Twin = tuple[int, int, int]  # dim, depth, heads of a GPT-2 with about as many parameters as ours
 
