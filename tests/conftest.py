@@ -36,12 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
                             "proves; names are the keys of tests/torture/run.py: PROMISES")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # a file runs in one process, which keeps what it has built; so do all that need the site
+    group = "site" if "site" in item.fixturenames else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        # a file runs in one process, which keeps what it has built; so do all that need the site
-        group = "site" if "site" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
         for mark in item.iter_markers("promise"):
             assert mark.args[0] in torture.PROMISES, f"{item.nodeid}: {mark.args[0]}"
 
