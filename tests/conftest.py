@@ -36,12 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
                             "proves; names are the keys of tests/torture/run.py: PROMISES")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    # a file runs in one process, which keeps what it has built; so do all that need the site
-    group = "site" if "site" in item.fixturenames else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("promise"):

@@ -148,6 +148,7 @@ def test_a_drawn_digit_and_its_link(page, browser, address):
     page.mouse.move(box["x"] + 90, box["y"] + 150, steps=9)
     page.mouse.up()
     page.wait_for_url("**/*drawn=*")
+    page.wait_for_timeout(1_000)  # until the link has the last part of the stroke, too
     expect(page.locator("#digits [aria-pressed=true]")).to_have_count(0)
     again = visit(browser, page.url)
     assert pixels(again, "#scene") == pixels(page, "#scene")
