@@ -37,8 +37,8 @@ def faults(first: str) -> int:
 @pytest.mark.skipif(not devices.keep_freed_memory(), reason="the C library has no mallopt")
 def test_freed_memory_is_kept_for_the_next_step():
     """Planted fault: `detect` does not ask for it."""
-    assert faults("") > 10 * 1_000  # a fault a page, or a huge page at a time
-    assert faults("devices.detect()") < 1_000
+    # A ratio: how many pages one fault brings is the kernel's choice (huge pages: 30 times fewer).
+    assert faults("devices.detect()") < faults("") / 10
 
 
 FLOAT32 = """
