@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-import write_pages
+from pages import speed
 
 from tevq import presets
 from tevq.bench import jobs, timing
@@ -180,7 +180,7 @@ def test_bounds_without_a_peer_to_compare_with(folder):
 
 
 def test_the_page_says_which_targets_hold(folder):
-    page = write_pages._speed(folder)
+    page = speed._table(folder)
     assert page.startswith("**Abacus**: 3 of 4 targets hold; not run: 1.")
     for line in ("| sampling, laptop | transformers GPT-2 | 3.00 (2.00–4.00) | 4 | no | 10%, 20% |",
                  "| encoding, laptop | the limit | 75% | 50% | yes | 75% |",
@@ -213,10 +213,10 @@ def test_cells_are_whole_and_of_one_processor(tmp_path, monkeypatch):
     a_run(runs, "stage1", 3, 2, 5)
     a_run(runs, "stage2", 3, 2, 5, on="Abacus")
     a_run(runs, "evaluation", 3, 2, 5)
-    found = write_pages._cells(runs).set_index("way")
-    assert found.stage2.to_dict() == {write_pages.BESIDE: 35, write_pages.ALONE: 17.5}
-    monkeypatch.setattr(write_pages, "ROOT", tmp_path)
-    page = write_pages.cells(choose("laptop"))
+    found = speed._cells(runs).set_index("way")
+    assert found.stage2.to_dict() == {speed.BESIDE: 35, speed.ALONE: 17.5}
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    page = speed.cells(choose("laptop"))
     assert "two threads | 4 | 1 | 5 | 18 | 2 | 24 | at most 25 | yes |" in page
     assert "side by side | 4 | 1 | 5 | 35 | 2 | 42 | – | – |" in page
     assert "Not measured yet" not in page

@@ -4,7 +4,7 @@ import fake_runs
 import numpy as np
 import pandas as pd
 import pytest
-import write_pages
+from pages import study
 
 from tevq.grid import choose
 from tevq.report import claims, stats, tables, views
@@ -25,7 +25,7 @@ from tevq.report.stats import Interval
 def test_verdicts_rest_on_our_own_interval(values, verdict):
     """Planted faults: the sign of the mean alone; the paper's interval as a verdict."""
     claim = Claim("x", "4.1", values, 0.1, Interval(-1, 1))
-    assert claim.verdict == verdict and verdict in write_pages.VERDICTS
+    assert claim.verdict == verdict and verdict in study.VERDICTS
     assert ("inside the paper's interval" in claim.note) == bool(values)
 
 
@@ -169,7 +169,7 @@ def test_family_says_how_low_its_p_values_can_go(built):
     family = claims.family(built["table1"])
     assert len(family) == 8 and (family["p sign-flip"] >= 0.5).all()  # two seeds
     assert (family["p Holm"] >= family["p sign-flip"]).all()
-    assert "below 0.500, and Holm over 8 tests not below 1.00" in write_pages.floor(family)
+    assert "below 0.500, and Holm over 8 tests not below 1.00" in study.floor(family)
 
 
 # ------------------------------------------------------------------- merged codes

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import write_pages
+from pages import study
 
 from tevq import config as settings
 from tevq import presets, pretrained
@@ -429,7 +429,7 @@ def test_committed_runs_have_the_names_of_their_settings():
 
 def test_the_published_cells_are_the_committed_runs():
     """Seeds 3 to 5 were trained for the main comparison only: the tables call the rest missing."""
-    grid = write_pages.published_grid()
+    grid = study.published_grid()
     assert Path(grid.results) == ROOT / "results"
     told = {(run, state) for name in tables.NAMES for run, state in zip(
         *(tables.read(grid, name)[column] for column in ("run", "state")), strict=True)}
@@ -488,7 +488,7 @@ def test_shipped_models_describe_the_recorded_pixels():
 
 
 def test_tables_rebuilt_from_the_runs_are_the_committed_ones(tmp_path):
-    grid = write_pages.published_grid()
+    grid = study.published_grid()
     elsewhere = dataclasses.replace(grid, results=str(tmp_path))
     written = tables.write(elsewhere, tables.build(grid) | {"why": why.table(grid)})
     committed = sorted((LAPTOP / "tables").glob("*.csv"))

@@ -6,7 +6,9 @@ import fake_runs
 import pandas as pd
 import pytest
 import torch
-import write_pages as pages
+import write_pages
+from pages import guide, short, study
+from pages.text import markdown
 
 from tevq.config import SettingsError
 from tevq.grid import choose
@@ -17,38 +19,38 @@ from tevq.runs.run import open_run
 
 @pytest.fixture(scope="module")
 def published():
-    return pages.published_grid()
+    return study.published_grid()
 
 
-@pytest.mark.parametrize("page", pages.PAGES)
+@pytest.mark.parametrize("page", write_pages.PAGES)
 def test_pages_hold_exactly_what_the_tables_say(page, published):
-    text = (pages.ROOT / page).read_text(encoding="utf-8")
-    assert pages.updated(page, text, published) == text, "run python results/write_pages.py"
+    text = (write_pages.ROOT / page).read_text(encoding="utf-8")
+    assert write_pages.updated(page, text, published) == text, "run python results/write_pages.py"
 
 
 def test_every_line_of_the_front_page_is_one_claim(published):
     """Planted faults: words that fit no claim, so that a finding disappears; that fit two."""
-    every = [*claims.all_claims(pages._read(published)), pages.gain_over_training(published)[1]]
-    for line, words in pages.SHORT.items():
+    every = study.all_claims(published)
+    for line, words in short.SHORT.items():
         fitting = [claim.text for claim in every if words in claim.text]
         assert len(fitting) == 1 or line == "uses fewer codes", (words, fitting)
-    shown = pages.answers(every)
-    assert all(f"| {line} |" in shown for line in pages.SHORT)
+    shown = short.answers(every)
+    assert all(f"| {line} |" in shown for line in short.SHORT)
 
 
 def test_the_front_page_is_short_and_says_first_what_was_found():
-    text = (pages.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    text = (write_pages.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(text) <= 130
     assert text.index("## What was found") < 15
 
 
 def test_links_to_a_part_of_a_page_have_its_heading():
     """That the pages themselves exist is tested with all links, in test_packaging."""
-    found = [(page, *link.split("#")) for page in pages.PAGES for link in re.findall(
-        r"\]\(([^):]*#[^)]+)\)", (pages.ROOT / page).read_text(encoding="utf-8"))]
+    found = [(page, *link.split("#")) for page in write_pages.PAGES for link in re.findall(
+        r"\]\(([^):]*#[^)]+)\)", (write_pages.ROOT / page).read_text(encoding="utf-8"))]
     assert len(found) >= 3
     for page, file, part in found:
-        text = (pages.ROOT / page).parent.joinpath(file).read_text(encoding="utf-8")
+        text = (write_pages.ROOT / page).parent.joinpath(file).read_text(encoding="utf-8")
         heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         assert part in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads], part
 
@@ -56,7 +58,7 @@ def test_links_to_a_part_of_a_page_have_its_heading():
 @pytest.mark.promise("records")
 def test_the_committed_tables_come_from_committed_runs():
     """Rebuilding the tables from the run folders gives the files that are there."""
-    grid = pages.published_grid()
+    grid = study.published_grid()
     for name, table in tables.build(grid).items():
         text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
         assert (grid.table_folder / f"{name}.csv").read_text() == text, name
@@ -64,23 +66,23 @@ def test_the_committed_tables_come_from_committed_runs():
 
 def test_markdown_and_missing_marks():
     index = pd.MultiIndex.from_tuples([("te", "ours")], names=["variant", "of"])
-    table = pages.markdown(pd.DataFrame([["0.9", "–"]], index=index, columns=["Quad1", "mean"]))
+    table = markdown(pd.DataFrame([["0.9", "–"]], index=index, columns=["Quad1", "mean"]))
     assert table.splitlines() == ["| variant | of | Quad1 | mean |", "| --- | --- | --- | --- |",
                                   "| te | ours | 0.9 | – |"]
     with pytest.raises(SettingsError, match="lacks the lines"):
-        pages.updated("README.md", "no marks", choose("smoke", "te", "0"))
+        write_pages.updated("README.md", "no marks", choose("smoke", "te", "0"))
 
 
 def test_minutes_of_unlike_machines_are_not_averaged(tmp_path):
     small = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
-    assert pages._measured(small, "smoke", "stage2") == "–"
+    assert guide._measured(small, "smoke", "stage2") == "–"
     for cell, seconds in zip(small.cells, (60, 180, 600, 120), strict=True):
         dtype = torch.float32 if seconds == 600 else torch.bfloat16
         run = open_run(cell, "stage2", tmp_path)
         run.start(devices.Device(torch.device("cpu"), dtype))
         run.finish({"seconds": seconds})
-    assert pages._measured(small, "gpu", "stage2") == "–"
-    words = pages._measured(small, "smoke", "stage2").split("; ")
+    assert guide._measured(small, "gpu", "stage2") == "–"
+    words = guide._measured(small, "smoke", "stage2").split("; ")
     assert len(words) == 2
     assert words[0].startswith("2 min (3 runs,") and ", bfloat16, " in words[0]
     assert words[1].startswith("10 min (1 run,") and ", float32, " in words[1]
@@ -109,14 +111,14 @@ def test_results_in_short_with_and_without_runs(tmp_path):
             fake_runs.finish(grid)
         built = tables.build(grid)
         tables.write(grid, built)
-        text = pages.results(grid)
-        assert (f"<summary>{pages.TABLE2}</summary>" in text) == done
-        assert (f"<summary>{pages.STRIDES}</summary>" in text) == done
+        text = study.results(grid)
+        assert (f"<summary>{study.TABLE2}</summary>" in text) == done
+        assert (f"<summary>{study.STRIDES}</summary>" in text) == done
         assert ("Student's interval" in text) == done
         assert ("has no runs yet" in text) != done
         assert text.count("<details>") == text.count("</details>") == (8 if done else 6)
-        assert (pages.in_short(grid) == "Nothing has run yet.") != done
-        view = pages.overview(built)
+        assert (short.in_short(grid) == "Nothing has run yet.") != done
+        view = study.overview(built)
         assert list(view.index) == ["sc", "te"]
         if done:
             usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
@@ -130,24 +132,24 @@ def test_share_of_the_gain_beyond_the_number_of_codes(monkeypatch):
     rows = [{"seed": s, "measure": "grid", "codes": 20, "baseline": 0.5, "merged": 0.7, "ours": o}
             for s, o in ((0, 0.9), (1, 0.7))]
     monkeypatch.setattr(tables, "at_equal_size", lambda found: pd.DataFrame(rows))
-    found = pages.coarser(choose("smoke", "sc,te", "0"))[1]
+    found = study.coarser(choose("smoke", "sc,te", "0"))[1]
     assert "| grid | 0.500 | 0.700 | 0.800 | 33% |" in found
 
 
 def test_answers_of_the_front_page():
     """Planted faults: a small difference shown as a large one; the sign of the mean as answer."""
-    words, found = next(iter(pages.SHORT.values())), []
+    words, found = next(iter(short.SHORT.values())), []
     for values in ((0.2, 0.21, 0.22), (-0.2, -0.21), (0.005, 0.006, 0.0055), (0.2, -0.2)):
-        shown = pages.answers([claims.Claim(words, "4.1", values, 0.1)])
+        shown = short.answers([claims.Claim(words, "4.1", values, 0.1)])
         found.append(shown.splitlines()[2].split(" | ")[1])
     assert found == ["yes", "no, the reverse", "yes, but within ±0.03", "undecided"]
 
 
 def test_the_front_page_shows_larger_presets_beside_ours():
     """Planted fault: the numbers of one preset in the column of another."""
-    words = next(iter(pages.SHORT.values()))
+    words = next(iter(short.SHORT.values()))
     ours, other = (claims.Claim(words, "4.1", values, 0.1) for values in ((0.2, 0.21), (0.5, 0.51)))
-    shown = pages.answers([ours], {"gpu": [other], "plain": []}).splitlines()
+    shown = short.answers([ours], {"gpu": [other], "plain": []}).splitlines()
     head, row = (line.strip("| ").split(" | ") for line in (shown[0], shown[2]))
     cells = dict(zip(head, row, strict=True))
     assert cells["preset `gpu`"].startswith("+0.505 [") and cells["preset `plain`"] == "–"
@@ -158,7 +160,7 @@ def test_the_front_page_shows_larger_presets_beside_ours():
 def test_a_gain_that_shrinks(tmp_path):
     """Logs by hand: te leads by 0.4 in the first half and by 0.1 in the second."""
     grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
-    assert pages.gain_over_training(grid) is None
+    assert study.gain_over_training(grid) is None
     for cell in tables.cells(grid):
         if (cell.kind, cell.size, cell.settings.stage1.stride) != ("evaluation", "full", 4):
             continue
@@ -170,7 +172,7 @@ def test_a_gain_that_shrinks(tmp_path):
                 run.log(step, probe=split, task="t2i", sequences=10 * step, **{
                     case: 0.2 + lead + offset + 0.01 * step for case in tables.CASES})
             run.log(step, loss=1.0)
-    rows, claim = pages.gain_over_training(grid)
+    rows, claim = study.gain_over_training(grid)
     assert rows.index.tolist() == [10, 20, 30, 40]
     assert rows.gain.tolist() == pytest.approx([0.4, 0.4, 0.1, 0.1])
     assert rows.sc.tolist() == pytest.approx([0.21, 0.22, 0.23, 0.24])

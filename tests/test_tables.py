@@ -8,7 +8,7 @@ import fake_runs
 import numpy as np
 import pandas as pd
 import pytest
-import write_pages
+from pages import study
 
 from tevq.config import SettingsError
 from tevq.grid import choose
@@ -112,7 +112,7 @@ def test_sources_of_table_3(built, tmp_path):
 def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_path):
     for name, table in built.items():
         assert set(table.stride) == ({8} if name == "stride" else {4}), name
-    ours = write_pages.strides(built)
+    ours = study.strides(built)
     assert ours.index.names == ["stride", "variant", "of"]
     assert list(ours.index.unique(0)) == ["4", "8"] and list(ours.index.unique(1)) == ["sc", "te"]
     usual = views.accuracy(built["table1"], "t2i").loc[("te", "ours"), "mean of Quad1–4"]
@@ -131,7 +131,7 @@ def test_the_stride_of_table_4_stays_out_of_the_other_tables(grid, built, tmp_pa
         assert claim.values == pytest.approx(tuple(means["te"] - means["sc"]))
     other = tables.build(choose("smoke", "te", "0", "", "stage1.stride=8", str(tmp_path)))
     assert other["stride"].empty and set(other["table1"].stride) == {8}
-    assert write_pages.strides(other).empty and claims.all_claims(other)
+    assert study.strides(other).empty and claims.all_claims(other)
 
 
 # ---------------------------------------------------------------------------------- matrices, views
@@ -217,9 +217,9 @@ def test_everything_shows_with_and_without_results(grid, built, tmp_path):
     half = choose("smoke", "sc,te", "0", "", "stage2.directions=i2t", str(tmp_path))
     for which, parts in ((grid, built), *((s, tables.build(s)) for s in (empty, alone, half))):
         for view in (views.accuracy(parts["table1"], "t2i"), views.accuracy(parts["table1"], "i2t"),
-                     views.metrics(parts["table1"], "t2i", "sampled"), write_pages.overview(parts),
+                     views.metrics(parts["table1"], "t2i", "sampled"), study.overview(parts),
                      views.sample_efficiency(parts["table2"]),
-                     views.reconstruction(parts["table3"]), write_pages.strides(parts),
+                     views.reconstruction(parts["table3"]), study.strides(parts),
                      views.equivariance(parts["equivariance"])):
             views.show(view, views.caption(which, parts["table1"]), "id").to_html()
         claims.verdicts(claims.all_claims(parts))

@@ -7,7 +7,7 @@ import fake_runs
 import numpy as np
 import pandas as pd
 import pytest
-import write_pages
+from pages import short
 from scipy import stats as scipy_stats
 
 from tevq.evaluate.metrics import GRID
@@ -229,31 +229,31 @@ def test_of_equal_points_the_one_nearest_to_the_official_one():
 
 def test_words_say_what_the_records_say():
     """Planted faults: one judge's number under the other's name; greedy and sampled swapped."""
-    assert "nothing yet" in write_pages.second_judge(frame(sc=0.8, te=0.9).reindex(columns=[
+    assert "nothing yet" in short.second_judge(frame(sc=0.8, te=0.9).reindex(columns=[
         "variant", "seed", "planned", why.point("test", why.OFFICIAL), "official_second",
         "real_second", "recall_official", "recall_greedy"]))
     rows = [{"variant": variant, "seed": 0, "planned": False,
              why.point("test", why.OFFICIAL): 0.8 + gain, "official_second": 0.79 + 2 * gain,
              "real_second": 0.99, "recall_official": 0.5, "recall_greedy": 0.3 - gain}
             for variant, gain in (("sc", 0.0), ("te", 0.06))]
-    said = write_pages.second_judge(pd.DataFrame(rows))
+    said = short.second_judge(pd.DataFrame(rows))
     assert "99.0% of real" in said and "it says te − sc = +0.120, the first judge +0.060." in said
     assert "0.50 (sc) and 0.50 (te) lies near one that is painted by official" in said
     assert "0.30 (sc) and 0.24 (te) lies near one that is painted by greedy" in said
     assert "(seed 0)" in said
     later = [row | {"planned": True, "official_second": 0.5} for row in rows]
-    assert "says te − sc = +0.000" in write_pages.second_judge(pd.DataFrame(rows + later))
+    assert "says te − sc = +0.000" in short.second_judge(pd.DataFrame(rows + later))
 
 
 def test_the_first_screen_says_how_far_the_plan_is():
     """Planted faults: preliminary numbers called an answer; a contrast that has not run shown."""
-    said = write_pages.why_in_short(frame(sc40=0.86))
+    said = short.why_in_short(frame(sc40=0.86))
     assert "0 of 6 pairs" in said and "With" not in said and "reliminary" not in said
     made = frame(sc=0.8, te=0.86, sc40=0.86)
-    said = write_pages.why_in_short(made[made.seed == 100])
+    said = short.why_in_short(made[made.seed == 100])
     assert "1 of 6 pairs" in said and "Preliminary: *not settled*." in said
     assert said.count("one seed") == 4 and "te40" not in said and "merged" not in said
-    said = write_pages.why_in_short(frame(sc=0.8, te=0.86, sc40=0.86, merged=0.86,
+    said = short.why_in_short(frame(sc=0.8, te=0.86, sc40=0.86, merged=0.86,
                                             te_revived=0.8))
     assert "6 of 6 pairs" in said and "Its answer: *vocabulary*." in said
     c = why.paired(frame(sc=0.8, te=0.86), "te", "sc")

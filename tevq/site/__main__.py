@@ -58,7 +58,7 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
         _write_page(made / page, (PUBLISHED / source).read_text(encoding="utf-8"),
                     (PUBLISHED / source).parent)
     pages = runpy.run_path(str(PUBLISHED / "write_pages.py"))
-    short = pages["in_short"](pages["published_grid"]())
+    short = pages["short"].in_short(pages["study"].published_grid())
     parts = {"short": short, "notebooks": _notebooks(made), "about": about}
     text = (made / "index.md").read_text(encoding="utf-8")
     text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], text)
