@@ -48,14 +48,14 @@ def why_in_short(frame: pd.DataFrame) -> str:
     """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
     done, planned = len(why.paired(frame, "te", "sc").values), len(why.SEEDS)
     parts = ["**Orthogonal codes, or just fewer?** [A plan](results/plan.md) that was written "
-             f"before its runs asks new trainings; {done} of {planned} pairs of `te` and `sc` have "
-             "run."]
+             f"before its runs asks new trainings; {done} of {planned} pairs of `te` and `sc` "
+             f"{'has' if done == 1 else 'have'} run."]
     if done:
         parts.append(f"{'Preliminary' if done < planned else 'Its answer'}: "
                      f"*{why.decision(frame)['answer']}*.")
     for endpoint, words in (("official", "official sampling"), ("best", "each at its best")):
         pairs = [(pair, why.paired(frame, *pair, endpoint)) for pair in DECIDING]
-        if found := [f"{a} − {b} {c.estimate:+.3f} {text(c.interval) if c.interval else 'one seed'}"
+        if found := [f"{a} − {b} {c.estimate:+.3f} {text(c.interval) if c.interval else '(one seed)'}"
                      for (a, b), c in pairs if c.values]:
             parts.append(f"With {words}: {', '.join(found)}.")
     return " ".join(parts)

@@ -15,7 +15,7 @@ from tevq.runs.devices import ROOT
 from tevq.runs.run import Run
 
 CELL = 25  # minutes that a cell of `laptop` should take alone on two cores with AMX
-ALONE, BESIDE, SHARED = "two threads", "one thread, two cells side by side", "several on a card"
+ALONE, BESIDE, SHARED = "two threads", "one thread, cells side by side", "several on a card"
 PACE = {  # words -> a job and a peer of notebook 07
     "a Stage-1 step": ("Stage-1 step, laptop", "taming, bfloat16, channels_last"),
     "a Stage-2 step": ("Stage-2 step, laptop", "transformers GPT-2"),
