@@ -55,7 +55,8 @@ def why_in_short(frame: pd.DataFrame) -> str:
                      f"*{why.decision(frame)['answer']}*.")
     for endpoint, words in (("official", "official sampling"), ("best", "each at its best")):
         pairs = [(pair, why.paired(frame, *pair, endpoint)) for pair in DECIDING]
-        if found := [f"{a} − {b} {c.estimate:+.3f} {text(c.interval) if c.interval else '(one seed)'}"
+        if found := [f"{a} − {b} {c.estimate:+.3f} "
+                     + (text(c.interval) if c.interval else "(one seed)")
                      for (a, b), c in pairs if c.values]:
             parts.append(f"With {words}: {', '.join(found)}.")
     return " ".join(parts)
