@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -445,6 +446,11 @@ def test_the_published_cells_are_the_committed_runs():
         if (measured := cell.run("measures")).done:  # it also needs the judge apart
             apart = classifier.second_judge(cell.settings)
             used |= {measured.folder, runs.open_run(apart, "classifier", cell.results).folder}
+    for arm, seed in itertools.product(why.GROUP_OF, (*why.SEEDS, *why.MORE)):  # of the plan
+        of_plan = [runs.open_run(grid.cell(arm, seed), kind, grid.results)
+                   for kind in ("stage1", "quantizer", "stage2", "evaluation", "measures")]
+        assert len({run.done for run in of_plan}) == 1, (arm, seed)  # whole cells only
+        used |= {run.folder for run in of_plan if run.done}
     assert found == told
     assert used == set(committed_runs())  # nothing that is committed has become unreachable
 
