@@ -240,7 +240,7 @@ def test_words_say_what_the_records_say():
     assert "99.0% of real" in said and "it says te − sc = +0.120, the first judge +0.060." in said
     assert "0.50 (sc) and 0.50 (te) lies near one that is painted by official" in said
     assert "0.30 (sc) and 0.24 (te) lies near one that is painted by greedy" in said
-    assert "(seed 0)" in said
+    assert "(of seed 0)" in said
     later = [row | {"planned": True, "official_second": 0.5} for row in rows]
     assert "says te − sc = +0.000" in short.second_judge(pd.DataFrame(rows + later))
 
@@ -248,11 +248,11 @@ def test_words_say_what_the_records_say():
 def test_the_first_screen_says_how_far_the_plan_is():
     """Planted faults: preliminary numbers called an answer; a contrast that has not run shown."""
     said = short.why_in_short(frame(sc40=0.86))
-    assert "0 of 6 pairs" in said and "With" not in said and "reliminary" not in said
+    assert "0 of 6 pairs" in said and "With " not in said and "reliminary" not in said
     made = frame(sc=0.8, te=0.86, sc40=0.86)
     said = short.why_in_short(made[made.seed == 100])
     assert "1 of 6 pairs" in said and "Preliminary: *not settled*." in said
-    assert said.count("one seed") == 4 and "te40" not in said and "merged" not in said
+    assert said.count("one seed") == 6 and "te40" not in said and "merged" not in said
     said = short.why_in_short(frame(sc=0.8, te=0.86, sc40=0.86, merged=0.86,
                                             te_revived=0.8))
     assert "6 of 6 pairs" in said and "Its answer: *vocabulary*." in said

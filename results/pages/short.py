@@ -27,7 +27,8 @@ SHORT = {  # a line of the README -> words of its claim
     "keeps its features then (relative error; less is better)": "features",
 }
 ANSWERS = {"same direction": "yes", "opposite direction": "no, the reverse"}  # else the verdict
-DECIDING = (("te", "sc"), ("sc40", "sc"), ("te40", "sc40"), ("merged", "te"), ("te_revived", "sc"))
+DECIDING = (("te", "sc"), ("sc40", "te"), ("merged", "te"), ("te_revived", "sc"), ("sc40", "sc"),
+            ("te40", "sc40"))
 
 
 def in_short(grid: Grid) -> str:
@@ -41,19 +42,20 @@ def in_short(grid: Grid) -> str:
     measured = why.table(grid)
     if not measured.official_second.any():
         return found
-    return f"{found} {second_judge(measured)}\n\n{why_in_short(measured)}"
+    return f"{found}\n\n{why_in_short(measured)} {second_judge(measured)}"
 
 
 def why_in_short(frame: pd.DataFrame) -> str:
     """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
     done, planned = len(why.paired(frame, "te", "sc").values), len(why.SEEDS)
     parts = ["**Orthogonal codes, or just fewer?** [A plan](results/plan.md) that was written "
-             f"before its runs asks new trainings; {done} of {planned} pairs of `te` and `sc` "
-             f"{'has' if done == 1 else 'have'} run."]
+             f"before its runs puts the question to new trainings; {done} of {planned} pairs of "
+             f"`te` and `sc` {'has' if done == 1 else 'have'} run. `sc40` is `sc` with 40 codes."]
     if done:
         parts.append(f"{'Preliminary' if done < planned else 'Its answer'}: "
                      f"*{why.decision(frame)['answer']}*.")
-    for endpoint, words in (("official", "official sampling"), ("best", "each at its best")):
+    for endpoint, words in (("official", "official sampling (temperature 1, top-k 38)"),
+                            ("best", "each at its best, chosen on validation scenes")):
         pairs = [(pair, why.paired(frame, *pair, endpoint)) for pair in DECIDING]
         if found := [f"{a} − {b} {c.estimate:+.3f} "
                      + (text(c.interval) if c.interval else "(one seed)")
@@ -73,14 +75,15 @@ def second_judge(frame: pd.DataFrame) -> str:
         return "The second judge has read nothing yet."
     gains = [(found[name].te - found[name].sc).astype(float) for name in names[:2]]
     recall = {name: found[f"recall_{name}"].mean() for name in ("official", "greedy")}
-    return ("A second judge, another network trained apart, is right on "
-            f"{found[real].to_numpy().mean():.1%} of real held-out test items. Of the same painted "
+    return (f"**A second judge** read fewer scenes (of {'seeds' if len(found) > 1 else 'seed'} "
+            f"{', '.join(map(str, found.index))}). It is another network, trained apart, and right "
+            f"on {found[real].to_numpy().mean():.1%} of real held-out test items. Of these painted "
             f"scenes it says te − sc = {gains[1].mean():+.3f}{_bounds(gains[1])}, the first "
             f"judge {gains[0].mean():+.3f}{_bounds(gains[0])}. Accuracy is not variety: of the "
             "real items, a share of " + ", and of ".join(
                 f"{x.sc:.2f} (sc) and {x.te:.2f} (te) lies near one that is painted by {name} "
                 "decoding" for name, x in recall.items())
-            + f" ({'seeds' if len(found) > 1 else 'seed'} {', '.join(map(str, found.index))}).")
+            + ". Greedy decoding always takes the most likely code.")
 
 
 def _bounds(values: pd.Series) -> str:
