@@ -248,7 +248,7 @@ def test_words_say_what_the_records_say():
 def test_the_first_screen_says_how_far_the_plan_is():
     """Planted faults: preliminary numbers called an answer; a contrast that has not run shown."""
     said = short.why_in_short(frame(sc40=0.86))
-    assert "0 of 6 pairs" in said and "With " not in said and "reliminary" not in said
+    assert "0 of 6 pairs" in said and "With" not in said and "reliminary" not in said
     made = frame(sc=0.8, te=0.86, sc40=0.86)
     said = short.why_in_short(made[made.seed == 100])
     assert "1 of 6 pairs" in said and "Preliminary: *not settled*." in said

@@ -22,7 +22,7 @@ from tevq.runs.run import Run, open_run
 from tevq.runs.storage import read_json
 
 TIMES = ROOT / "results" / "times.csv"
-SEEN = ["text→image", "codes used", "kappa, grid"]  # numbers of the overview, for `guide`
+SEEN = ["text→image", "codes used", "kappa, grid"]  # numbers of the overview, for `commands`
 
 
 def commands(grid: Grid) -> str:
