@@ -225,7 +225,7 @@ def test_record_names_versions_commit_and_device(tmp_path):
     run.start(devices.detect())
     found = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["machine"]
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert {"commit", "device", "device_name", "precision", "threads"} <= set(found)
+    assert {"commit", "device", "device_name", "precision", "threads", "instructions"} <= set(found)
 
 
 def test_a_run_is_done_only_with_its_summary_and_usable_only_with_weights(tmp_path):

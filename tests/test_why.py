@@ -1,7 +1,10 @@
 """The analysis of results/plan.md against numbers worked out by other means."""
 
+import copy
 import itertools
+import json
 import math
+import re
 
 import fake_runs
 import numpy as np
@@ -258,3 +261,34 @@ def test_the_first_screen_says_how_far_the_plan_is():
     assert "6 of 6 pairs" in said and "Its answer: *vocabulary*." in said
     c = why.paired(frame(sc=0.8, te=0.86), "te", "sc")
     assert f"te − sc {c.estimate:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]" in said
+
+
+SAME = ("versions", "commit", "device", "device_name", "precision", "float32_is_exact")
+
+
+def places(records: list[dict]) -> set[str]:
+    """Where runs were made and who judged them, as far as rules 1 and 2 of the plan ask."""
+    return {json.dumps([[config["machine"][name] for name in SAME]]
+                       + [config.get("built_on", {}).get(judge)
+                          for judge in ("classifier", "second judge")]) for config in records}
+
+
+def test_a_block_of_the_plan_was_made_in_one_place_at_the_frozen_commit():
+    """Planted faults: an arm in another precision, from another commit, or with another judge."""
+    plan, grid = (ROOT / "results/plan.md").read_text(encoding="utf-8"), choose("laptop")
+    frozen = re.search(r"## Frozen commit\s+(\w{40})", plan)[1]
+    made = 0
+    for seed, kind in itertools.product((*why.SEEDS, *why.MORE), ("stage1", "stage2", *why.KINDS)):
+        found = [open_run(grid.cell(arm, seed), kind, ROOT / "results") for arm in why.GROUP_OF]
+        records = [json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+                   for run in found if run.done]
+        if not records:
+            continue
+        assert len(places(records)) == 1 and records[0]["machine"]["commit"] == frozen, (seed, kind)
+        made += 1
+        for group, name in (("machine", "precision"), ("machine", "commit"),
+                            ("built_on", "classifier")):
+            other = copy.deepcopy(records[0])
+            other[group][name] = "another"
+            assert len(places([*records, other])) == 2
+    assert made >= 5

@@ -116,7 +116,7 @@ def record(devices: Device) -> dict:
         "float32_is_exact": not torch.backends.cudnn.allow_tf32
         and torch.get_float32_matmul_precision() == "highest",
         "threads": torch.get_num_threads(),
-        "processes": 1,  # as in the records of before
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # one name, several processors
         "cores": joblib.cpu_count(),  # of a container: its quota
         "system": platform.system(),
     }
