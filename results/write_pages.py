@@ -7,8 +7,6 @@ A generated part stands between two marks in a Markdown file. Nothing in it is t
 compares it with the tables.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

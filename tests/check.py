@@ -7,8 +7,6 @@ pytest mostly waits for processes that start. So it runs beside all this, in two
 shown last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 `tests/torture/run.py` says what the counts are for.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Finished runs with known numbers, for the tests of tables, statistics and figures."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

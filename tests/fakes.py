@@ -1,7 +1,5 @@
 """Stored notebooks that train nothing, for the tests of the pipeline; how stored ones are read."""
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

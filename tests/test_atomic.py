@@ -1,7 +1,5 @@
 """Full disks and read-only folders: one clear line, and the last save intact."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -14,7 +12,7 @@ from small import FEATURES, tiny
 from tevq import presets
 from tevq.runs import run as runs
 from tevq.runs.run import open_run
-from tevq.runs.storage import StorageError, write_atomically
+from tevq.runs.storage import StorageError, hold, write_atomically
 from tevq.train import loop, stage1
 
 pytestmark = pytest.mark.promise("saves")
@@ -100,7 +98,7 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     (errno.ENOSPC, "make room and run again"), (errno.EDQUOT, "make room and run again"),
     (errno.EROFS, "make the folder writable"), (errno.EIO, "choose another")])
 def test_the_advice_fits_the_cause(number, advice, tmp_path, monkeypatch):
-    """Planted fault: every error blamed on a lack of space."""
+    """Planted faults: every error blamed on a lack of space; the same told twice by `hold`."""
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -109,3 +107,6 @@ def test_the_advice_fits_the_cause(number, advice, tmp_path, monkeypatch):
         write_atomically(tmp_path / "x", b"new")
     assert ("room" in str(error.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
     assert os.strerror(number) in str(error.value) and not list(tmp_path.iterdir())
+    with pytest.raises(StorageError) as error, hold(tmp_path / ".lock", "x"):
+        pass
+    assert str(error.value).count("cannot write") == 1 and advice in str(error.value)

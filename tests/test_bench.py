@@ -1,7 +1,5 @@
 """Benchmarks: turns, ratios, counts, memory; peers that are absent are named."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

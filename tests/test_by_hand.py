@@ -4,8 +4,6 @@ Nothing that is compared is imported: a constant that is changed, or a term that
 or put elsewhere, fails here. `test_notices.py` says which test is for which constant.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What we run on: kept memory, exact float32, and the commit of the record."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -4,8 +4,6 @@
 the effect is the right one is tested by the tests that `test_notices.py` names.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import pytest

@@ -3,8 +3,6 @@
 Their cells run here in a plain namespace, without a kernel; figures are caught instead of saved.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Executing notebooks for real: rendered pages, failures, a stop, the user's own settings."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

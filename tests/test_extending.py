@@ -1,7 +1,5 @@
 """A new way of downsampling and a new quantizer are one entry each, through the whole study."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small import tiny

@@ -4,8 +4,6 @@ The items of this study are marked by their brightness: 250 for training, 200 fo
 for test. So every picture that a network sees tells where it is from.
 """
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

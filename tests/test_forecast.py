@@ -1,7 +1,5 @@
 """What `--dry-run` and the engine tell about time and memory, before and while notebooks run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -80,6 +78,7 @@ def test_the_rest_is_told_by_records_and_by_how_they_held():
     slow = {"a": Outcome("done", 200.0), "b": Outcome("failed", 1.0)}
     assert left(known, slow, 2) == ", about 3.3 min left"
     assert left(known, slow, 1) == ", about 6.7 min left"
+    assert left(known, slow, 0) == ", about 6.7 min left"  # all workers of a cluster are gone
     assert left(known, dict.fromkeys(known, Outcome("done", 1.0)), 1) == ""
     assert left(known | {"e": None}, slow, 1) == ""
     assert left(known | {"e": None}, {"e": Outcome("done", 5.0)}, 4) == ", about 1.7 min left"

@@ -15,8 +15,6 @@ Only do that when a number is meant to change, and read the difference: a guard 
 code was only moved says that the move is wrong, not the guard.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

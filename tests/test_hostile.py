@@ -1,7 +1,5 @@
 """No code runs from data: what files and parameters can hold, and what is refused."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

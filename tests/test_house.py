@@ -3,8 +3,6 @@
 `python tests/test_house.py` prints the numbers.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 from pathlib import Path

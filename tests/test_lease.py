@@ -1,13 +1,15 @@
 """A lent GPU machine: packing, working there in pieces, taking in; and what can go wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from small import TINY
 
-from tevq import lease
+from tevq import lease, presets
 from tevq import leased as machine
 from tevq.__main__ import main
 from tevq.grid import choose
@@ -72,6 +74,25 @@ def test_what_a_lease_has_cost(leased, monkeypatch, tmp_path):
     assert found["seconds"] == 30 and found["kwh"] == 0.5
     assert found["pflop"] == pytest.approx((24 * 3 + 24 * 2) / 1e6)
     assert found["share_of_rate"] == pytest.approx(120e9 / (30 * 2e12))
+
+
+def test_a_setting_made_neutral_arrives_so(tmp_path):
+    """Planted fault: values at neutral stay out of the pack; there the preset's own count."""
+    made = choose("gpu", "sc", "0", "1", {"stage2.until": 0, "data.source": "digits"},
+                  str(tmp_path))
+    lease.pack(made, tmp_path, [(made.settings, KINDS)])
+    with tarfile.open(tmp_path / "pack.tar.gz") as tar:
+        line = json.load(tar.extractfile("cells.json"))[0]
+    assert presets.load("gpu", "sc", 0).stage2.until != 0
+    assert machine._settings(line["settings"]) == made.settings
+
+
+def test_the_same_archive_may_be_taken_in_again(leased, tmp_path):
+    """Planted fault: a traceback, because the folder it goes to is there."""
+    assert "taken in: 6 runs" in again(leased, tmp_path, lambda folder: None)
+    shutil.copytree(next(tmp_path.glob("taken-*")), tmp_path / "back")
+    assert "taken in: 0 runs" in lease.prepare(grid(tmp_path / "results"), tmp_path)
+    assert len(read_json(tmp_path / "lease.json")["pieces"]) == 1
 
 
 def again(leased, tmp_path, change):

@@ -1,7 +1,5 @@
 """One process at a time: waiting, killed owners, owners on other machines."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

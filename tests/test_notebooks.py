@@ -8,8 +8,6 @@ print only facts that do not depend on sizes, seeds or the machine. After a chan
     python tests/test_notebooks.py
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import json

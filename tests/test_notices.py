@@ -7,8 +7,6 @@ does. `NUMBERS` lists what decides a number and has no name. A new setting or co
 line here fails.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """NaN and Inf stop a training before they are saved; trouble is announced in words."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The files around the code: set-up script, requirements, package, ignore rules."""
 
-from __future__ import annotations
-
 import ast
 import csv
 import json

@@ -1,7 +1,5 @@
 """Web pages of executed notebooks, their links, and the words that notebooks and README explain."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The run graph, what is skipped, what a failure does, and what wrong input says."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

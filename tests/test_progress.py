@@ -1,7 +1,5 @@
 """What one sees of a training, and what an interrupt leaves."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """The worked examples of tevq/README.md run, one after the other, and what they add is usable."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Controls and rivals of orthogonal codes: every formula by a second route, every switch alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

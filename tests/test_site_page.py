@@ -3,8 +3,6 @@
 It needs Chromium (or Chrome) on this machine, and npm when the site is built. Nothing is timed.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import shutil

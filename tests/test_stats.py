@@ -1,7 +1,5 @@
 """Statistics against scipy, brute force and known values."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

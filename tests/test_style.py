@@ -1,7 +1,5 @@
 """What figures share: what is drawn is read back and compared."""
 
-from __future__ import annotations
-
 import pandas as pd
 import seaborn as sns
 import torch

@@ -1,7 +1,5 @@
 """Tables from finished, missing and mixed runs; wide views."""
 
-from __future__ import annotations
-
 import json
 
 import fake_runs

@@ -1,7 +1,5 @@
 """The shipped networks as users try them: files, samples, moves, the command line."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

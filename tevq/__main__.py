@@ -1,7 +1,5 @@
 """The command line; `./run_all.sh` calls it."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

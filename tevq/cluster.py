@@ -5,8 +5,6 @@ worker executes one notebook at a time. When a worker dies, Dask hands its noteb
 and trainings go on from their checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -71,7 +69,8 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "") -> Iterator[Poo
         except (OSError, ValueError, TimeoutError):
             raise SettingsError(
                 f"no Dask scheduler with a worker answers at {scheduler!r}; start `dask scheduler` "
-                f"and `dask worker {scheduler} --nthreads 1`, see tevq/README.md") from None
+                f"and `dask worker {scheduler} --nthreads 1`, see tevq/README.md" if scheduler else
+                f"--slurm {slurm}: its scheduler did not start or does not answer") from None
         found = client.scheduler_info()["workers"].values()
         gpu = {"GPU": 1} if any("GPU" in worker["resources"] for worker in found) else {}
         print(f"{len(client.nthreads())} Dask workers, {'with' if gpu else 'without'} GPUs; "

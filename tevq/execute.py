@@ -4,8 +4,6 @@
 after the last cell has run, so every file in the folder of notebooks is complete.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

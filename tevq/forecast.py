@@ -1,7 +1,5 @@
 """How long notebooks will take, and how much memory, by the records of earlier ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,4 +102,4 @@ def left(costs: dict[str, Cost | None], outcomes: dict[str, Outcome], jobs: int)
     if not rest or None in rest:
         return ""
     pace = sum(own for own, _ in held) / max(1, sum(told for _, told in held)) if held else 1
-    return f", about {in_words(pace * sum(cost.seconds for cost in rest) / jobs)} left"
+    return f", about {in_words(pace * sum(cost.seconds for cost in rest) / max(1, jobs))} left"

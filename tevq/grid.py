@@ -3,8 +3,6 @@
 The command line and the notebooks both build a `Grid`, so both understand the same words.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from functools import cached_property

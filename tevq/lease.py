@@ -8,8 +8,6 @@ all cells side by side, stops in time, and leaves an archive in FOLDER/back (or 
 warm, the same command goes on; after that, the first one does.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -88,7 +86,7 @@ def prepare(grid: Grid, folder: Path) -> str:
 
 def pack(grid: Grid, there: Path, todo: list[tuple[Settings, tuple[str, ...]]]) -> int:
     """Writes pack.tar.gz and run.sh; returns the bytes."""
-    lines = [{"settings": s.as_dict(), "kinds": k} for s, k in todo]
+    lines = [{"settings": s.as_dict(neutral=True), "kinds": k} for s, k in todo]
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=6) as tar:
         _add(tar, "cells.json", json.dumps(lines).encode())
@@ -174,7 +172,9 @@ def take_in(grid: Grid, folder: Path) -> str:
         "started", "seconds", "kwh", "tflops", "done", "runs")}
     every = list(pieces.values())
     write_json(folder / "lease.json", {"on": here, "pieces": every} | spent(grid, every))
-    back.rename(folder / f"taken-{int(note['started'])}")
+    taken_in = folder / f"taken-{int(note['started'])}"
+    shutil.rmtree(taken_in, ignore_errors=True)  # the same archive, copied again
+    back.rename(taken_in)
     lost = len(note["without_state"])
     return (f"taken in: {taken} runs, {note['done']} of {note['runs']} done"
             + f"; {lost} had no room for their state and start their stage again" * bool(lost))

@@ -3,8 +3,6 @@
 `python -m tevq.leased CELLS SECONDS AT_ONCE`; its `run.sh` calls it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -9,8 +9,6 @@ Beside every executed notebook lies a record of what it was made from (`logs/<la
 finished and unchanged is left alone, and a failure stays with what needs it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

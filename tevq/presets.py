@@ -4,8 +4,6 @@ A variant changes one thing only. To add one, add a record to `VARIANTS`; a new 
 also needs its layer in `models/`. Nothing else is to be edited.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@
 float16 (half the size). In a program: `load("te").paint("the upper left is blue nine.")`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

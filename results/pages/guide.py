@@ -1,7 +1,5 @@
 """What the package's page says about itself: files, presets, what a command takes, reliability."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """What was found, for the first screen of the README."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from pages import study

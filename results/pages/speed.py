@@ -1,7 +1,5 @@
 """What notebook 07 and the finished runs say about speed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """All results of the committed study: its tables, claims and verdicts."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from pages.text import markdown, three

@@ -1,7 +1,5 @@
 """Tables and numbers as Markdown."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 

@@ -7,8 +7,6 @@ step of the newest checkpoint after each death. A process of its own, because Py
 not survive a fork: the parent must not have computed anything.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

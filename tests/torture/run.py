@@ -4,8 +4,6 @@ Runs the tests marked with a promise, those in `tests/torture/` included, and wr
 to `results/reliability.csv`.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import signal

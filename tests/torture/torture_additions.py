@@ -1,8 +1,6 @@
 """A downsampler, a quantizer and a source of one's own, added as tevq/README.md says, go through
 notebooks 01 to 06; in a copy of the repository as a ZIP gives it, in a folder with an odd name."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A million captions: no exception, no strict score above one, the grammar's own always full."""
 
-from __future__ import annotations
-
 import random
 import string
 

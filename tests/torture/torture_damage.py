@@ -1,7 +1,5 @@
 """Every byte of every kind of file: flipped, and cut off after it."""
 
-from __future__ import annotations
-
 import itertools
 import random
 

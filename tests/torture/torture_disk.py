@@ -1,7 +1,5 @@
 """A disk that fills up while notebooks run, and is then made larger."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Resident memory after 200 and after 2,000 steps of each stage."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

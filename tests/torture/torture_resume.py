@@ -1,7 +1,5 @@
 """Kill it anywhere: stages and evaluation, 20 kills each, bitwise what they would have been."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

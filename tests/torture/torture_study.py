@@ -1,7 +1,5 @@
 """All notebooks: without a network, twice at once, and with a run killed beside another."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

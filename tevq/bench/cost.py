@@ -4,8 +4,6 @@ torch.utils.flop_counter counts the matrix products and convolutions of one real
 of one, forward and backward. Normalisation, activations and optimizers are left out.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 

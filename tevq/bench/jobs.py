@@ -6,8 +6,6 @@ dalle-pytorch (P. Wang), transformers (Hugging Face); in notebook 07 also vector
 What a step costs does not depend on what is drawn: images are noise, captions and codes random.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import sys

@@ -4,8 +4,6 @@ A `Benchmark` is one job that several contenders do: ours first, then peers. The
 peer, ours, peer ...), so that a noisy machine disturbs all alike. Ratios are taken turn by turn.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

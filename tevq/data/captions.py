@@ -10,8 +10,6 @@ some 10^8 of four. Every connector starts with a comma, so that the official sco
 splits at commas, sees one unit per clause.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import itertools

@@ -6,8 +6,6 @@ the items decides that of the scene: items of 28 pixels stand in cells of 32 of 
 larger scenes are the same picture with more pixels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

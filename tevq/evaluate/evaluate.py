@@ -8,8 +8,6 @@ captions and what the classifier reads, `examples.png` the painted images, one r
 decoding, so that figures need no trained weights.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

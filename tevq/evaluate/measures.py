@@ -13,8 +13,6 @@ It needs both stages and both judges, and looks at the first scenes of each of Q
 Greedy is temperature 0 and top_k 1; a top_k of 0 is no limit.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from typing import Any

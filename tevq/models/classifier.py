@@ -1,7 +1,5 @@
 """Digit and colour classifiers: they read generated images; one lends its features to the loss."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

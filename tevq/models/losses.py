@@ -1,7 +1,5 @@
 """Stage-1 losses besides the quantizer's own: perceptual distance and PatchGAN (VQGAN, 2021)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

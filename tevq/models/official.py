@@ -13,8 +13,6 @@ training, as officially. Sampling never draws them; officially it can, and no re
 Letters are those of transformer.py.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -12,8 +12,6 @@ module made from K, the number of codes, and D, the channels of a feature, that 
     needs                      optional: names of further settings that it is made from
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ sizes that do not fit. Letters: K codes of D channels, N vectors, d channels aft
 Formulas are written from the papers that are named.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -13,8 +13,6 @@ reach backwards, and never across modalities.
 Letters: B batch, L text length, h grid side, N = h*h image tokens, T = L + N, V words, K codes.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import contextmanager
 from typing import NamedTuple

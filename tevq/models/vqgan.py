@@ -4,8 +4,6 @@ Setting `stage1.downsample` names an entry of `DOWNSAMPLERS`: a way for the enco
 resolution. A new one is one entry there: a module made from (channels, padding).
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

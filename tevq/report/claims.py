@@ -1,7 +1,5 @@
 """The paper's claims and some of ours: what each compares, and how it is judged."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

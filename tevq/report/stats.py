@@ -4,8 +4,6 @@ Variants are compared seed by seed: a seed is the same order of the data for all
 N scenes. Intervals are two-sided, 95 % unless asked otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Importing it sets seaborn's theme. `new` makes figures without pyplot, so nothin
 `notebook.save` stores and shows them.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ Long format, one row per number: `preset, variant, seed, task, case, metric, val
 the number depends on. Values are shares (0..1) unless the metric says otherwise; `l1` is in [0, 1].
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Entries: `0.931 (0.033)` is mean (SD over seeds), `0.931 (n = 1)` one seed of many, `missing` none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import numpy as np

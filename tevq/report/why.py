@@ -6,8 +6,6 @@ Endpoints are columns: `official` sampling and the arm's own `best` point of the
 the same as the second judge reads it.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Mapping

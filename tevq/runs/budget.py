@@ -4,8 +4,6 @@ The deadline comes from outside (`./run_all.sh --budget`, a batch system), so it
 variable, which reaches the kernels of notebooks too.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """What we run on: device, precision, seeds, and the record of both that every run keeps."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

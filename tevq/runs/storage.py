@@ -11,8 +11,6 @@ process can create and that its owner touches from time to time. The `filelock` 
 notes, too, but knows machines by their names, which cloned machines share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -53,6 +51,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turns an OSError into a StorageError that names the place, the cause and what to do."""
     try:
         yield
+    except StorageError:  # from within, where it was told already
+        raise
     except OSError as error:
         remedy = ("make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else
                   "make the folder writable or choose another (--results, TEVQ_RESULTS)")

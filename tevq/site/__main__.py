@@ -1,6 +1,6 @@
 """Builds the web site into `results/site`: static files for any web server, also offline.
 
-    ./run_all.sh --site    # or: python -m tevq.site [FOLDER]
+    ./run_all.sh --site
     python -m http.server -d results/site
 
 The playground runs the networks by onnxruntime-web, which npm fetches once, in the version of
@@ -8,9 +8,6 @@ The playground runs the networks by onnxruntime-web, which npm fetches once, in 
 fetched can also be copied from another machine, see `runtime`.
 """
 
-from __future__ import annotations
-
-import argparse
 import gzip
 import json
 import posixpath
@@ -175,18 +172,9 @@ def _write_page(path: Path, text: str, folder: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 for what cannot be done."""
-    options = argparse.ArgumentParser("python -m tevq.site", description=__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("folder", nargs="?", type=Path, default=SITE)
+if __name__ == "__main__":
     try:
-        print(build(options.parse_args(arguments).folder.resolve()))
+        print(build())
     except UserError as error:
         print(f"tevq: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(2)

@@ -12,8 +12,6 @@ token sees (`words.sources` and `codes.sources` of the transformer). Files of a 
 and `classifier`, the same for all: crops (B, 3, s, s) -> classes and colours (B,) int32.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """What the playground must know, taken from tevq: grammar, shapes, digits, the code books."""
 
-from __future__ import annotations
-
 import base64
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trains the digit and colour classifier, once per preset and source."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ copied to where those of the recording lay, and whatever changes from step to st
 tensor on the GPU, learning rates included (`set_rate`).
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The learning curve of Stage 2: what the generator paints and writes while it learns."""
 
-from __future__ import annotations
-
 import math
 
 from tevq.config import Settings

@@ -1,7 +1,5 @@
 """Training step by step: order of the data, checkpoints, deadline, interrupts, diverging losses."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import signal

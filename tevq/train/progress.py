@@ -1,7 +1,5 @@
 """What one sees of a training: one line that updates itself, and in a notebook a small picture."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """What arms of results/plan.md add to the updates of Stage 1; nothing at neutral settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

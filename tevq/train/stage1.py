@@ -1,7 +1,5 @@
 """Stage 1: trains the VQGAN or TE-VQGAN of one (variant, seed)."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """Stage 2: trains the generator of one (variant, seed) on the codes of its VQGAN."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

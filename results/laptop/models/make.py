@@ -3,8 +3,6 @@
     python results/laptop/models/make.py [--results DIR]
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys
