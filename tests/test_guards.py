@@ -498,7 +498,7 @@ def test_tables_rebuilt_from_the_runs_are_the_committed_ones(tmp_path):
     committed = sorted((LAPTOP / "tables").glob("*.csv"))
     assert sorted(path.name for path in written) == [path.name for path in committed]
     for path in committed:
-        found = (elsewhere.table_folder / path.name).read_text().split("\n")
+        found = (elsewhere.folder / "tables" / path.name).read_text().split("\n")
         wanted = path.read_text().split("\n")
         assert len(found) == len(wanted), path.name
         for number, (a, b) in enumerate(zip(found, wanted, strict=True), 1):

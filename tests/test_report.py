@@ -61,7 +61,7 @@ def test_the_committed_tables_come_from_committed_runs():
     grid = study.published_grid()
     for name, table in tables.build(grid).items():
         text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-        assert (grid.table_folder / f"{name}.csv").read_text() == text, name
+        assert (grid.folder / "tables" / f"{name}.csv").read_text() == text, name
 
 
 def test_markdown_and_missing_marks():

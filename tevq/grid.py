@@ -92,11 +92,6 @@ class Grid:
             return own
         return config.PUBLISHED / self.preset / name
 
-    @property
-    def table_folder(self) -> Path:
-        """Folder of this grid's tables."""
-        return self.folder / "tables"
-
 
 def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: Any = "",
            overrides: Any = "", results: str = "", source: str = "",

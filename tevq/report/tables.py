@@ -86,7 +86,7 @@ def build(grid: Grid) -> dict[str, pd.DataFrame]:
 
 def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
     """Writes the tables as CSV into `results/<preset>/tables`; returns their paths."""
-    paths = {name: grid.table_folder / f"{name}.csv" for name in tables}
+    paths = {name: grid.folder / "tables" / f"{name}.csv" for name in tables}
     for name, table in tables.items():
         write_atomically(paths[name], table.to_csv(
             index=False, lineterminator="\n", float_format="%.6g").encode())
@@ -95,7 +95,7 @@ def write(grid: Grid, tables: dict[str, pd.DataFrame]) -> list[Path]:
 
 def read(grid: Grid, name: str) -> pd.DataFrame:
     """A written table. Raises SettingsError when there is none."""
-    path = grid.table_folder / f"{name}.csv"
+    path = grid.folder / "tables" / f"{name}.csv"
     if not path.exists():
         raise SettingsError(f"no table {path}; run notebook 05 first")
     numbers = ("value", "classifier_accuracy", *WHOLE)

@@ -17,21 +17,14 @@ import pandas as pd
 from tevq.config import SettingsError
 from tevq.evaluate.metrics import GRID
 from tevq.grid import Grid
+from tevq.presets import GROUPS, VARIANTS
 from tevq.report.claims import MARGIN, Claim
 from tevq.report.stats import Interval, holm, sign_flip, t_interval
 from tevq.report.tables import MEASURES, QUADS
 from tevq.runs.run import open_run
 
-ARMS = {  # of results/plan.md, in its order
-    "reference": ("sc", "te"),
-    "vocabulary": ("sc40", "te40", "merged", "te_unused"),
-    "orthogonality": ("te_revived", "orthonormal", "te_used"),
-    "length": ("sc_lengths", "te_lengths", "cosine"),
-    "context": ("sc_local", "te_local"),
-    "curve": ("sc16", "sc24", "sc64", "sc128"),
-    "dose": ("te_01", "te_1", "te_100"),
-    "rivals": ("fsq40", "fsq240", "simvq", "lfq", "crt", "shift_features", "shift_decoding", "aps",
-               "mb_te")}
+ARMS = {group: tuple(v.name for v in VARIANTS.values() if v.group == group)
+        for group in ("reference", *GROUPS)}  # of results/plan.md, in its order
 GROUP_OF = {arm: group for group, arms in ARMS.items() for arm in arms}
 SEEDS, MORE = range(100, 106), range(106, 112)  # of every arm; further ones where they were run
 FEW = ("merged", "sc40")  # of which one may reach te
@@ -274,5 +267,4 @@ def predictors(frame: pd.DataFrame, endpoint: str = "official", draws: int = 100
 
 def _rho(a: pd.Series, b: pd.Series) -> float:
     """Spearman's rank correlation; NaN when one of them is constant."""
-    a, b = a.rank().to_numpy(), b.rank().to_numpy()
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else math.nan
+    return float(pd.concat([a, b], axis=1).corr("spearman").iloc[0, 1])
