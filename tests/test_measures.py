@@ -1,6 +1,9 @@
 """Measures beside accuracy, each against a second route; the second judge."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -227,7 +230,7 @@ def test_the_second_judge_is_another_network_trained_apart(trained):
         assert (second.checksum in built.values()) == (kind == "measures")
     batches = []
     for seed in (0, 1):
-        random = classifier.devices.generator(s.data.seed + seed, 0)
+        random = classifier.devices.generator(seed, 0)
         batches.append(torch.randint(100, (16,), generator=random))
     assert apart.classifier.seed == 1 and not torch.equal(*batches)
 
@@ -242,13 +245,31 @@ def test_residual_network_by_hand():
     for block, shape in zip(model.body[3:], [(4, 14, 14), (8, 7, 7), (16, 4, 4)], strict=True):
         inner = torch.relu(block.first[1](block.first[0](y)))
         inner = block.second[1](block.second[0](inner))
-        y = (block.shortcut(y) + inner).clamp(min=0)
+        short = y if y.shape[1:] == shape else torch.nn.functional.conv2d(
+            y, block.shortcut.weight, stride=2)
+        y = (short + inner).clamp(min=0)
         assert y.shape[1:] == shape
     assert torch.allclose(model.pooled(x), y.mean((2, 3)), atol=1e-6)
     assert torch.allclose(model(x)[0], model.label_head(y.mean((2, 3))), atol=1e-6)
     for other in (networks.Classifier(4), networks.ResNet18()):
         assert other.eval()(x)[1].shape == (3, 4)
         assert torch.allclose(other(x)[1], other.colour_head(other.pooled(x)), atol=1e-5)
+
+
+def test_a_narrow_judge_trains_on_processors_without_avx512():
+    """Planted fault: a strided 1x1 convolution; oneDNN then writes where it must not, and dies."""
+    script = """if True:
+        import torch
+        from tevq.models.classifier import Residual
+        for _ in range(20):
+            model = Residual(4).to(memory_format=torch.channels_last)
+            x = torch.randn(16, 3, 28, 28).to(memory_format=torch.channels_last)
+            sum(y.sum() for y in model(x)).backward()
+        print("trained")"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                           timeout=300, env=os.environ | {
+        "OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"})
+    assert found.stdout == "trained\n", (found.returncode, found.stderr[-300:])
 
 
 def test_one_direction_measures_one_direction(monkeypatch):
