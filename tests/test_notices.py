@@ -141,7 +141,7 @@ CONSTANTS = {
     "data.scenes.SLOTS": (4, PINNED),
     "data.scenes.HELD_OUT": (
         None, f"{HAND}::test_held_out_combinations_are_the_ten_written_here"),
-    "data.scenes._FORMAT": (1, PINNED), "data.scenes._DRAWS": (32, PINNED),
+    "data.scenes._DRAWS": (32, PINNED),
     "data.source.ITEM_SIZE": (28, "test_source::test_digits_have_a_margin_and_full_range"),
     "data.source.PARTS": (("train", "test"), f"{FLOW}::test_every_step_sees_its_own_items"),
     "data.source.LEAST_CLASSES": (4, "test_source::test_bad_folders_end_in_one_line"),

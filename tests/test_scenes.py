@@ -1,4 +1,4 @@
-"""Scenes: the held-out rule and leakage on the built data, determinism, cache."""
+"""Scenes: the held-out rule and leakage on the built data, determinism."""
 
 import dataclasses
 import re
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tevq.config import DataConfig, SettingsError
-from tevq.data import scenes as scenes_module
 from tevq.data.captions import (
     BOS,
     CENTER,
@@ -41,12 +40,6 @@ def labels_of(split):
 @pytest.fixture(scope="module")
 def built():
     return {split: build(DATA, split, labels_of(split)) for split in SPLITS}
-
-
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
-    return tmp_path
 
 
 def seen(scenes, quadrants=True):
@@ -207,57 +200,6 @@ def test_the_hash_sees_every_array(built):
         changed.flat[7] ^= 1
         hashes.add(dataclasses.replace(scenes, **{name: changed}).sha256())
     assert len(hashes) == 7
-
-
-# --------------------------------------------------------------------------------------- cache
-
-
-def test_scenes_are_built_once_and_then_read(cache, monkeypatch):
-    first = load_scenes(DATA, "val")
-    monkeypatch.setattr(scenes_module, "build", lambda *_: pytest.fail("built again"))
-    assert load_scenes(DATA, "val").sha256() == first.sha256()
-
-
-def flip_pixel(folder):
-    path = next(folder.rglob("*.safetensors"))
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-
-
-def cut(folder):
-    path = next(folder.rglob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:-50])
-
-
-def empty(folder):
-    next(folder.rglob("*.safetensors")).write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [flip_pixel, cut, empty])
-def test_damaged_cache_is_built_again_with_one_line(cache, capsys, damage):
-    first = load_scenes(DATA, "val")
-    assert capsys.readouterr().err == ""
-    damage(cache)
-    assert load_scenes(DATA, "val").sha256() == first.sha256()
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "damaged" in message
-    assert load_scenes(DATA, "val").sha256() == first.sha256()
-    assert capsys.readouterr().err == ""  # repaired
-
-
-def test_a_cache_that_cannot_be_written_is_not_needed(cache, capsys):
-    (cache / "scenes").write_text("a file where the folder should be", encoding="utf-8")
-    assert len(load_scenes(DATA, "val")) == DATA.val
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "not cached" in message
-
-
-def test_other_settings_are_other_files(cache):
-    for data in (DATA, dataclasses.replace(DATA, seed=4), dataclasses.replace(DATA, val=500)):
-        load_scenes(data, "val")
-    load_scenes(DATA, "test")
-    assert len(list(cache.rglob("*.safetensors"))) == 4
 
 
 def test_bad_splits_and_missing_classes_are_refused():

@@ -58,8 +58,8 @@ def option(default: Any, low: float = -math.inf, high: float = math.inf, choices
     choices: allowed values, or where the package holds a dictionary of them by name. It is read
     when a value is checked, so a new entry there is allowed at once. A choice that ends with a
     colon allows every text that begins with it.
-    neutral: the value with which a run is what it was before this setting existed. A setting at its
-    neutral value is left out of digests and records, so a new setting leaves finished runs valid.
+    neutral: the value that changes nothing against runs of before the setting existed. A setting at
+    its neutral value is left out of digests and records, so finished runs stay valid.
     """
     return field(default=default, metadata={"low": low, "high": high, "choices": choices,
                                             "neutral": neutral})

@@ -33,9 +33,9 @@ def expected(made: Any) -> dict[str, Cost | None]:
 def _expected(grid: Grid, node: Any) -> Cost | None:
     """What a notebook will take, by records of this preset; None where they do not tell.
 
-    Its last executed copy, else that of its like in another folder, else the published one. Or, if
-    it is more, the mean of earlier trainings and evaluations, where they are not at hand: on a GPU
-    if there is one here.
+    As long as its last executed copy took, else copies of the same notebook in other folders, else
+    the published one. But at least as long as the trainings and evaluations it lacks took on
+    average: on GPUs, if there is one here.
     """
     root, notebook = config.results_root(grid.results), node.notebook
     like = f"{grid.preset}*/notebooks/{notebook}*.ipynb"
@@ -95,7 +95,7 @@ def _record(settings: Settings, kind: str, results: str) -> tuple[float, str] | 
 
 
 def left(costs: dict[str, Cost | None], outcomes: dict[str, Outcome], jobs: int) -> str:
-    """How long the rest will take, by records and by how those held so far; if all are known."""
+    """How long the rest will take: by records, times how much longer the notebooks so far took."""
     rest = [costs[label] for label in costs if label not in outcomes]
     held = [(outcome.seconds, costs[label].seconds) for label, outcome in outcomes.items()
             if costs[label] and outcome.status == "done" and outcome.seconds]

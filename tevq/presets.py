@@ -119,7 +119,7 @@ def smoke() -> Settings:
 
 
 def laptop() -> Settings:
-    """Real MNIST with narrow networks: one (variant, seed) in about an hour on two cores."""
+    """Real MNIST with narrow networks: one (variant, seed) in 1.5 to 3 hours on two cores."""
     return Settings(
         preset="laptop",
         data=DataConfig(source="mnist", train=100_000, val=1_000, test=1_500),
@@ -132,9 +132,9 @@ def laptop() -> Settings:
 
 
 def gpu() -> Settings:
-    """The full data on one GPU: one (variant, seed) in minutes.
+    """The full data on one GPU: one (variant, seed).
 
-    The generator learns until it paints captions like those it saw: at most so many steps.
+    The generator learns until it paints captions like those it saw, at most for `stage2.steps`.
     """
     return Settings(
         preset="gpu",

@@ -1,14 +1,11 @@
 """Every byte of every kind of file: flipped, and cut off after it."""
 
-import itertools
 import random
 
 import pytest
 import torch
 
 from tevq import presets
-from tevq.config import DataConfig
-from tevq.data import scenes
 from tevq.runs.run import open_run
 from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
@@ -55,19 +52,3 @@ def test_a_run_goes_back_to_the_checkpoint_before(tmp_path, capsys, record_prope
         assert "going back to the one before" in capsys.readouterr().out
         count += 1
     record_property("measured", f"{count:,} fallbacks")
-
-
-@pytest.mark.promise("damage")
-def test_stored_scenes(tmp_path, monkeypatch, record_property):
-    """Planted fault: damaged scenes are believed."""
-    monkeypatch.setenv("TEVQ_CACHE", str(tmp_path))
-    data = DataConfig(train=10, val=10, test=10)
-    expected = scenes.load_scenes(data, "train").sha256()
-    path, = (tmp_path / "scenes").iterdir()
-    content, count = path.read_bytes(), 0
-    for damaged in itertools.islice(damages(content), 0, None, 5):
-        path.write_bytes(damaged)
-        assert scenes.load_scenes(data, "train").sha256() == expected
-        assert path.read_bytes() == content
-        count += 1
-    record_property("measured", f"scenes: {count:,} damages, never the wrong scenes")

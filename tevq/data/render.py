@@ -47,7 +47,7 @@ def render(scenes: Any, items: SourceImages, index=slice(None)) -> torch.Tensor:
     place = scenes.place[index]
     scene, slot = np.nonzero(place != UNUSED)
     offset = np.array(offsets(size))[place[scene, slot]]
-    # found here, not on a GPU, which would have to be waited for
+    # found with numpy: on a GPU one would have to wait for how many there are
     row, channel = np.nonzero(np.array(RGB)[scenes.colour[index][scene, slot]])
     numbers = np.stack((scenes.item[index][scene, slot][row], channel, *offset[row].T, scene[row]))
     canvas = _blank(len(place), size, items.images.device)
@@ -65,7 +65,7 @@ def draw(images: torch.Tensor, colour: torch.Tensor, offset: torch.Tensor, scene
     any whole numbers; scene: (M,), the image each item goes to. What lies outside is cut off;
     where items of one scene overlap, the brighter value of each channel shows.
     """
-    edge = images.shape[-1]  # a rim that takes what is cut off
+    edge = images.shape[-1]  # width of a border for what lies outside; it is cut off
     offset = offset.clamp(-edge, scene_size(edge)) + edge
     shape = (count, scene_size(edge) + 2 * edge, images.device)
     canvas = _blank(*shape)

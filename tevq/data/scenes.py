@@ -8,13 +8,11 @@ are drawn when needed (see `render`), never stored.
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from tevq.config import DataConfig, SettingsError, digest, unknown
+from tevq.config import DataConfig, SettingsError, unknown
 from tevq.data import captions
 from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
 from tevq.data.render import (  # noqa: F401
@@ -28,8 +26,7 @@ from tevq.data.render import (  # noqa: F401
     render,
     scene_size,
 )
-from tevq.data.source import SourceImages, cache_folder, class_names, load_source
-from tevq.runs.storage import DamagedFileError, StorageError, load_tree, save_tree
+from tevq.data.source import SourceImages, class_names, load_source
 
 CASES = ("quad1", "quad2", "quad3", "quad4", "center")
 SPLITS = ("train", "val", "val_seen", "test", "test_seen")
@@ -42,7 +39,6 @@ HELD_OUT = tuple((COLOURS.index(colour), PLACES.index(place)) for colour, place 
     ("blue", "lower right"), ("red", "upper left"), ("green", "upper right"),
     ("blue", "lower left"), ("white", "lower right"), ("green", "upper left"),
     ("blue", "upper right")))
-_FORMAT = 1  # of the stored arrays; raise it when the same settings give other scenes
 _DRAWS = 32  # random numbers per scene: 4 x (order, class, colour, item), captions.CHOICES, spare
 
 
@@ -204,26 +200,8 @@ def _below(draws: np.ndarray, n) -> np.ndarray:
 
 
 def load_scenes(data: DataConfig, split: str) -> Scenes:
-    """Scenes of a split, built once and kept in the cache folder; damaged ones are built again."""
-    items, n = load_source(data.source, part_of(split)), split_size(data, split)
-    grammar = [captions.TEMPLATES, captions.PLACE_WORDS, captions.CONNECTORS, captions.LENGTH]
-    key = {"format": _FORMAT, "source": data.source, "split": split, "n": n, "seed": data.seed,
-           "items_sha256": items.sha256(), "rule": digest({"held_out": HELD_OUT}),
-           "grammar": digest({"grammar": grammar})}
-    folder, stem = cache_folder() / "scenes", f"{data.word}-{split}-{n}-{digest(key)}"
-    for path in folder.glob(f"{stem}.*.safetensors"):
-        try:
-            return Scenes(**{name: array.numpy() for name, array in load_tree(path).items()})
-        except (DamagedFileError, OSError) as error:
-            print(f"tevq: {error}; building the scenes again", file=sys.stderr)
-            path.unlink(missing_ok=True)
-    scenes = build(data, split, items.labels.numpy())
-    try:
-        save_tree(folder, stem, {name: torch.from_numpy(array)
-                                 for name, array in vars(scenes).items()})
-    except StorageError as error:
-        print(f"tevq: scenes are not cached ({error})", file=sys.stderr)
-    return scenes
+    """Scenes of a split. They are not stored: 100,000 take a fraction of a second."""
+    return build(data, split, load_source(data.source, part_of(split)).labels.numpy())
 
 
 def load_items(data: DataConfig, part: str) -> SourceImages:

@@ -318,7 +318,8 @@ def _read_idx(base: Path, part: str, kind: str, dimensions: int) -> np.ndarray:
     if path is None:
         raise SettingsError(f"no IDX file {' or '.join(map(str, paths))}")
     try:
-        content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
         if content[:4] != bytes((0, 0, 8, dimensions)):  # 8: unsigned bytes
             raise ValueError(f"it starts with {content[:4].hex()}, not 000008{dimensions:02}")
         shape = struct.unpack_from(f">{dimensions}I", content, 4)

@@ -114,7 +114,7 @@ class Probe:
         self.images = items.images[index[: self.count]]
         self.size = scenes.scene_size(self.images.shape[-1])  # S
         self.offsets = scenes.offsets(self.size)
-        # for the context measure: three other items, and all colours
+        # for the context measure: three items (of scene 0, its own among them), and all colours
         self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]
         self.colour = torch.randint(4, (self.count,), generator=random)
         self.other_colour = torch.randint(4, (len(self.others),), generator=random)

@@ -37,7 +37,7 @@ RECORD, PICTURES = "examples.json.gz", "examples.png"
 
 
 def evaluate_quantizer(settings: Settings, results=None) -> Run:
-    """Stage 1 on the test splits; returns its run.
+    """Stage 1 on the test splits; its equivariance on items of all test images; returns its run.
 
     Summary: `rows` (split, task, case, metric, value, correct, n) with tasks `ceiling-real` and
     `ceiling-reconstruction`; `reconstruction` (split, l1 in [0, 1], perceptual, codes_used,

@@ -122,7 +122,7 @@ def encode_scenes(model: VQGAN, scenes: Scenes, items: SourceImages, where) -> t
     """
     kind = torch.uint8 if model.quantizer.K <= 256 else torch.int32
     items, side = items.to(where.device), scene_size(items.images.shape[-1]) // model.stride
-    # one tensor from the start: parts that are kept between large ones make the memory grow
+    # one tensor from the start: many small ones between large ones would keep memory from reuse
     found = torch.empty(len(scenes), side, side, dtype=kind)
     for start in range(0, len(scenes), CHUNK):
         x = render(scenes, items, slice(start, start + CHUNK))

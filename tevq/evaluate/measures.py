@@ -137,7 +137,8 @@ class Measures:
                 **labels: Any) -> None:
         """Both judges read what codes decode to; its variety; the codes that it gives back.
 
-        ink (N, h, w): the foreground cells, by default those with ink in what was decoded.
+        ink (N, h, w): the foreground cells. By default those where what was decoded is not quite
+        black; painted backgrounds seldom are, so such rows say little about the items.
         """
         x = self.evaluator.decode(codes)
         painted = self.judge(x, scenes, **labels)

@@ -140,7 +140,10 @@ def _channels_last(x: Tensor) -> bool:
 
 
 class RowSums(torch.autograd.Function):
-    """Index (S, n), table (rows, dim) -> (S, dim); PyTorch's backward pass takes twice as long."""
+    """Sums of n rows of a table each: index (S, n), table (rows, dim) -> (S, dim).
+
+    PyTorch's own backward pass takes twice as long.
+    """
 
     @staticmethod
     def forward(ctx, index: Tensor, table: Tensor) -> Tensor:

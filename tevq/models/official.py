@@ -1,12 +1,12 @@
 """The official generator, of preset `paper`: DALL-E's decoder, for both directions.
 
 Facts from the official code of Stage 2 (wcshin-git/Bidirectional_DALLE), which changed
-DALLE-pytorch. What codes see of the image goes by the layer: all, their row, their column, the 5x5
-window around them, and again; of these themselves and earlier ones only. Besides,
+DALLE-pytorch. A code sees itself and codes before it. Which of them depends on the layer: all,
+those in its row, in its column, in the 5x5 window around it, then all again. Besides,
 
 * [text | image]: words see the words before them, codes see all words. PAD is hidden from all.
-* [image | text]: words see all codes and the words before them. Nothing need hide PAD, because
-  only PAD comes behind PAD, and PAD is no target.
+* [image | text]: words see all codes and the words before them. PAD is not hidden:
+  only PADs stand behind a PAD, and a PAD is never a target.
 
 A PAD has the id of its position, V ... V + L - 1. These ids share the softmax with the words in
 training, as officially. Sampling never draws them; officially it can, and no reader knows them.

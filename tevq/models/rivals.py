@@ -220,7 +220,7 @@ def merge_codes(codebook: Tensor, groups: int) -> Tensor:
 
 
 class PositionNorm(nn.Module):
-    """Normalised over the channels of one position, so that no position hears of another one.
+    """Normalised over the channels of one position, so that no position depends on another.
 
     (x - mean) / sqrt(variance + 1e-6), then a gain and a bias for each channel, optionally SiLU.
     """

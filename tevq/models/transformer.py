@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tevq.config import Settings, SettingsError, unknown
+from tevq.config import Settings, unknown
 from tevq.data.captions import LENGTH, PAD, vocabulary
 from tevq.data.source import class_names
 from tevq.models.cpu_kernels import RowSums, causal_attention
@@ -121,7 +121,7 @@ class Cache:
     """Preallocated keys and values of the first `length` positions of every layer."""
 
     def __init__(self, depth: int, shape: tuple[int, int, int, int], dtype, device):
-        """`shape` is (B, heads, positions, head_dim). Zeros: what is touched in order is faster."""
+        """`shape` is (B, heads, positions, head_dim). Zeros: memory written in order is faster."""
         self.kept = torch.zeros((depth, 2, *shape), dtype=dtype, device=device)
         self.length = 0
 
@@ -298,10 +298,4 @@ def build(settings: Settings, dtype: torch.dtype = torch.float32) -> Transformer
 
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> Transformer:
     """The trained generator, frozen, float32. Raises SettingsError if there is none."""
-    run = open_run(settings, "stage2", results)
-    if not run.has_weights:
-        raise SettingsError(f"no trained generator in {run.folder}; run notebook 04 for variant "
-                            f"{settings.variant}, seed {settings.seed} first")
-    model = build(settings)
-    model.load_state_dict(run.weights())
-    return model.to(device).eval().requires_grad_(False)
+    return open_run(settings, "stage2", results).restore(build(settings), device)

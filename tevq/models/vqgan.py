@@ -239,9 +239,4 @@ class VQGAN(nn.Module):
 def load(settings: Settings, results=None, device: torch.device | str = "cpu") -> VQGAN:
     """The trained VQGAN, frozen, in evaluation mode. Raises SettingsError if there is none."""
     run = open_run(settings, "stage1", results)
-    if not run.has_weights:
-        raise SettingsError(f"no trained quantizer in {run.folder}; run notebook 03 for variant "
-                            f"{settings.variant}, seed {settings.seed} first")
-    model = VQGAN(settings.stage1)
-    model.load_state_dict(run.weights())
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return run.restore(VQGAN(settings.stage1), device, memory_format=torch.channels_last)

@@ -44,6 +44,8 @@ UNUSED = {  # of the settings of the data, what changes nothing in a run
     "stage1": ("val", "test", "words"),
     "quantizer": ("words",),
 }
+NETWORKS = {"classifier": ("classifier", "03"), "stage1": ("quantizer", "03"),
+            "stage2": ("generator", "04")}  # what is trained, and in which notebook
 KEEP = 2  # checkpoints of an unfinished run
 TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -82,7 +84,7 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
 
 
 def origin(settings: Settings) -> Settings | None:
-    """The cell of `sc` whose trained codes this one joins, see `rivals.Merged`; None: no such."""
+    """The cell of `sc` whose trained codes this one joins, see `rivals.Merged`; else None."""
     if not settings.stage1.merged_to:
         return None
     stage1 = dataclasses.replace(settings.stage1, merged_to=0, quantizer="vq")
@@ -146,7 +148,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process works on a run; a second one waits. Falls with a killed process.
+        """Only one process works on a run; others wait. The system frees it for a killed one.
 
         A finished run in a folder that cannot be written is read without a lock.
         """
@@ -268,6 +270,18 @@ class Run:
             return load_tree(self._weights)
         except DamagedFileError as error:
             raise SettingsError(f"{error}; delete it and summary.json to train again") from None
+
+    def restore(self, network: Any, device: Any = "cpu", **layout: Any) -> Any:
+        """The network with this run's weights, frozen, in evaluation mode.
+
+        Raises SettingsError where there are none.
+        """
+        if not self.has_weights:
+            what, notebook = NETWORKS[self.folder.parent.name]
+            raise SettingsError(f"no trained {what} in {self.folder}; run notebook {notebook} "
+                                "first, with this variant and seed")
+        network.load_state_dict(self.weights())
+        return network.to(device, **layout).eval().requires_grad_(False)
 
     @property
     def has_weights(self) -> bool:

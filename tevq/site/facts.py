@@ -55,7 +55,7 @@ def facts(networks: dict[str, Generator], looked_at: int = LOOKED_AT) -> dict[st
 def book(te: Generator, images: Tensor) -> dict[str, Any]:
     """What images (B, 3, S, S) say of a code book: how often and where codes occur, their looks.
 
-    `tree`: which codes Ward's method joins, in this order, as `equivariance.merge_codes` does.
+    `tree`: which codes Ward's method joins, in this order, as `rivals.merge_codes` does.
     """
     from sklearn.cluster import AgglomerativeClustering
 

@@ -39,7 +39,7 @@ def _train(run: Run, settings: Settings) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.01)
     loop = Loop(run, {"model": model, "optimizer": optimizer}, s.steps)
     for step in loop:
-        random = devices.generator(settings.data.seed + s.seed, step)
+        random = devices.generator(s.seed, step)
         torch.manual_seed(step)  # dropout is a function of the step too
         index = torch.randint(len(items.labels), (s.batch,), generator=random)
         colour = torch.randint(len(scenes.COLOURS), (s.batch,), generator=random)

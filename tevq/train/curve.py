@@ -56,5 +56,5 @@ def learned(point: dict, until: float) -> bool:
 
 
 def falling_end(step: int, warmup: int) -> int:
-    """The number of steps with which schedule `linear` begins to fall at `step`."""
+    """Total steps of a training whose schedule `linear` begins to fall at `step`."""
     return warmup + math.ceil((step - warmup) / 0.6)

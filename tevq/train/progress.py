@@ -14,7 +14,7 @@ from torch import Tensor
 from tevq.runs.budget import in_words
 
 EVERY = 1.0  # seconds between updates of the line
-SOON = 5.0  # seconds before a time left is told; less says too little
+SOON = 5.0  # seconds before a time left is told; earlier it would be a guess
 SHARE = 0.01  # of the time, for pictures
 Picture = Callable[[], tuple[Tensor, str]]  # image (3, H, W) in [-1, 1], words in HTML under it
 
@@ -32,7 +32,7 @@ class Progress:
         self.loss = ""  # words
         self.marks: deque[tuple[float, int]] = deque()  # (time, steps done), of the later half
         self.began, self.width, self.drawing, self.handle = time.monotonic(), 0, 0.0, None
-        if self.picture:  # above the line, which would else be cut in two
+        if self.picture:  # above the line: inside, it would cut it in two
             from IPython.display import HTML, display
 
             self.handle = display(HTML(""), display_id=True)
