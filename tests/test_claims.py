@@ -45,8 +45,35 @@ def test_no_difference_is_two_one_sided_tests():
 def test_a_difference_that_is_there_but_small_says_both():
     claim = Claim("x", "3.2", (0.007, 0.008, 0.006), None)
     assert claim.verdict == "same direction" and "within ±0.03" in claim.note
-    counts = Claim("x", "5", (0.01, -0.01, 0.0), digits=1)  # not shares: no margin
-    assert counts.verdict == "undecided" and not counts.small
+    kappa = Claim("x", "3.2", (0.01, -0.01, 0.0), margin=None)  # no difference of accuracies
+    assert kappa.verdict == "undecided" and not kappa.small and "within" not in kappa.note
+    assert kappa._replace(margin=0.03).small
+
+
+def test_only_accuracies_have_a_margin():
+    """Planted fault: a kappa of .98 cannot rise by .03, and would count as no difference."""
+    every = {c.text: c for c in study.all_claims(study.published_grid())}
+    unlike = ("kappa", "features", "codes than", "fidelity", "reconstructs", "log-odds")
+    assert len(every) > 25
+    for text, c in every.items():
+        assert (c.margin is None) == any(word in text for word in unlike), text
+
+
+def test_greedy_and_relative_claims_by_hand():
+    """Planted faults: sampled numbers in greedy claims; a difference in place of a share."""
+    grid = study.published_grid()
+    every = {c.text: c for c in study.all_claims(grid)}
+    table, three = tables.read(grid, "table1"), tables.read(grid, "table3")
+    rows = table[(table.task == "i2t") & (table.decoding == "greedy") & (table.split == "test")
+                 & (table.metric == "official_digit") & (table["case"] != "center")]
+    mean = rows.groupby(["seed", "variant"]).value.mean().unstack()
+    assert every["image→text, greedy: te above sc, mean of Quad1–4"].values == pytest.approx(
+        (mean.te - mean.sc).dropna().tolist())
+    rows = three[(three.metric == "perceptual") & (three.source == "mnist")
+                 & (three.split == "test")].pivot(index="seed", columns="variant", values="value")
+    claim = next(c for text, c in every.items() if text.startswith("mnist: te reconstructs worse"))
+    assert claim.values == pytest.approx((rows.te / rows.sc - 1).dropna().tolist())
+    assert claim.paper == pytest.approx(0.0048 / 0.0036 - 1)
 
 
 def test_a_generator_below_the_mark_is_named_and_one_that_learned_nothing_decides_nothing():

@@ -231,36 +231,45 @@ def test_of_equal_points_the_one_nearest_to_the_official_one():
 
 
 def test_words_say_what_the_records_say():
-    """Planted faults: one judge's number under the other's name; greedy and sampled swapped."""
-    assert "nothing yet" in short.second_judge(frame(sc=0.8, te=0.9).reindex(columns=[
-        "variant", "seed", "planned", why.point("test", why.OFFICIAL), "official_second",
-        "real_second", "recall_official", "recall_greedy"]))
-    rows = [{"variant": variant, "seed": 0, "planned": False,
-             why.point("test", why.OFFICIAL): 0.8 + gain, "official_second": 0.79 + 2 * gain,
-             "real_second": 0.99, "recall_official": 0.5, "recall_greedy": 0.3 - gain}
-            for variant, gain in (("sc", 0.0), ("te", 0.06))]
-    said = short.second_judge(pd.DataFrame(rows))
-    assert "99.0% of real" in said and "it says te − sc = +0.120, the first judge +0.060." in said
-    assert "0.50 (sc) and 0.50 (te) lies near one that is painted by official" in said
-    assert "0.30 (sc) and 0.24 (te) lies near one that is painted by greedy" in said
-    assert "(of seed 0)" in said
-    later = [row | {"planned": True, "official_second": 0.5} for row in rows]
-    assert "says te − sc = +0.000" in short.second_judge(pd.DataFrame(rows + later))
+    """Planted faults: greedy and sampled swapped; earlier trainings beside those of the plan."""
+    lacking = frame(sc=0.8, te=0.9).assign(recall_official=math.nan, recall_greedy=math.nan)
+    assert "not measured yet" in short.variety(lacking)
+    rows = [{"variant": variant, "seed": 0, "planned": False, "recall_official": 0.5,
+             "recall_greedy": 0.3 - gain} for variant, gain in (("sc", 0.0), ("te", 0.06))]
+    said = short.variety(pd.DataFrame(rows))
+    assert "official decoding 0.50 (`sc`), 0.50 (`te`)" in said
+    assert "likely code 0.30 (`sc`), 0.24 (`te`)." in said
+    later = [row | {"planned": True, "recall_official": 0.7} for row in rows]
+    assert "official decoding 0.70 (`sc`)" in short.variety(pd.DataFrame(rows + later))
 
 
 def test_the_first_screen_says_how_far_the_plan_is():
-    """Planted faults: preliminary numbers called an answer; a contrast that has not run shown."""
-    said = short.why_in_short(frame(sc40=0.86))
-    assert "0 of 6 pairs" in said and "With" not in said and "reliminary" not in said
-    made = frame(sc=0.8, te=0.86, sc40=0.86)
-    said = short.why_in_short(made[made.seed == 100])
-    assert "1 of 6 pairs" in said and "Preliminary: *not settled*." in said
-    assert said.count("one seed") == 6 and "te40" not in said and "merged" not in said
-    said = short.why_in_short(frame(sc=0.8, te=0.86, sc40=0.86, merged=0.86,
-                                            te_revived=0.8))
-    assert "6 of 6 pairs" in said and "Its answer: *vocabulary*." in said
-    c = why.paired(frame(sc=0.8, te=0.86), "te", "sc")
-    assert f"te − sc {c.estimate:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]" in said
+    """Planted faults: preliminary numbers called an answer; a contrast that has not run shown; one
+    judge's number under the other's name; the wrong way round."""
+    def with_judge(**level):
+        return frame(**level).assign(official_second=0.7, recall_official=0.5, recall_greedy=0.4)
+
+    said = short.why_in_short(with_judge(sc40=0.86))
+    assert "0 of 6 pairs" in said and "|" not in said and "reliminary" not in said
+    made = with_judge(sc=0.8, te=0.86, sc40=0.86)
+    earlier = [{"variant": v, "seed": seed, "planned": False, "official": y}
+               for seed, (sc, te) in enumerate(((0.7, 0.72), (0.7, 0.79)))
+               for v, y in (("sc", sc), ("te", te))]
+    said = short.why_in_short(pd.concat([made[made.seed == 100], pd.DataFrame(earlier)]))
+    assert "1 of 6 pairs" in said and "Preliminary answer: *not settled*." in said
+    assert said.count("one seed") == 9 and "te40" not in said and "merged" not in said
+    assert "+0.020 to +0.090 in the 2 earlier pairs" in said
+    assert "Codes in use: `sc` 180, `te` 180, `sc40` 180." in said
+    made = with_judge(sc=0.8, te=0.86, sc40=0.85, merged=0.86, te_revived=0.8)
+    said = short.why_in_short(made)
+    assert "6 of 6 pairs" in said and "The answer: *vocabulary*." in said
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in said.splitlines()
+            if line.startswith("| `")}
+    assert list(rows)[:2] == ["`te` minus `sc`", "`sc40` minus `te`"]
+    c = why.paired(made, "sc40", "te")
+    assert rows["`sc40` minus `te`"][0] == (
+        f"{c.estimate:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]")
+    assert c.estimate < 0 and rows["`te` minus `sc`"][2].startswith("+0.000")
 
 
 SAME = ("versions", "commit", "device", "device_name", "precision", "float32_is_exact")

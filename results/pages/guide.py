@@ -20,6 +20,7 @@ from tevq.runs.run import Run, open_run
 from tevq.runs.storage import read_json
 
 TIMES = ROOT / "results" / "times.csv"
+LEAST = 1e-3  # hours; networks of a smaller training are too small to reach such a rate
 SEEN = ["text→image", "codes used", "kappa, grid"]  # numbers of the overview, for `commands`
 
 
@@ -27,7 +28,9 @@ def commands(grid: Grid) -> str:
     """A line a command: time, memory, disk, and the numbers that one should see."""
     told, none = _times().set_index(["preset", "device"]), "not measured yet"
     both = f"--preset {grid.preset} --variants sc,te --seeds"
-    seen = study.overview(study.read(grid)).loc[["sc", "te"], SEEN]
+    built = study.read(grid)
+    shipped = {name: table[table.seed == 0] for name, table in built.items()}
+    usual, own = (study.overview(x).loc[["sc", "te"], SEEN] for x in (built, shipped))
     anew, rows = {device: _anew(grid, device) for device in ("cpu", "cuda")}, []
     for preset, words in (("smoke", ""), (grid.preset, f"{both} 0"), (grid.preset, f"{both} 7"),
                           ("gpu", "--preset gpu"), ("paper", "--preset paper")):
@@ -35,7 +38,7 @@ def commands(grid: Grid) -> str:
         times = {d: f"{line.minutes:g} min" for d, line in here.items()}
         if words.startswith(both):
             times = {"cpu": _rendered(grid)} if words.endswith(" 0") else anew
-        first = next(iter(here.values()), None)
+        first, seen = next(iter(here.values()), None), own if words.endswith(" 0") else usual
         numbers = {v: [f"{n} {seen.loc[v, n]}" for n in SEEN] for v in seen.index} \
             if preset == grid.preset else {} if first is None else {
                 v: [f"{n} {first[f'{n}, {v}']:g}" for n in SEEN] for v in ("sc", "te")}
@@ -179,7 +182,8 @@ def scaling(grid: Grid) -> str:
         "Samples": table.samples.map("{:,}".format),
         "GFLOP a sample": table.gflop_per_sample.map("{:g}".format),
         "PFLOP": table.pflop.map("{:g}".format), "Measured": measured,
-        "H200 hours, extrapolated": table.h200_hours.map("{:g}".format)})
+        "H200 hours, extrapolated": table.h200_hours.map(
+            lambda hours: f"{hours:g}" if hours > LEAST else "–")})
     return markdown(view.set_index(["Preset", "Training"])) + (
         "\n\n*Matrix products and convolutions, forward and backward, counted by torch. "
         f"Extrapolated to {table.assumed_share[0]:.0%} of an H200's bfloat16 rate, which large "

@@ -15,9 +15,9 @@ from tevq.runs.run import Run
 CELL = 25  # minutes that a cell of `laptop` should take alone on two cores with AMX
 ALONE, BESIDE, SHARED = "two threads", "one thread, cells side by side", "several on a card"
 PACE = {  # words -> a job and a peer of notebook 07
-    "a Stage-1 step": ("Stage-1 step, laptop", "taming, bfloat16, channels_last"),
-    "a Stage-2 step": ("Stage-2 step, laptop", "transformers GPT-2"),
-    "sampling": ("sampling, paper", "transformers GPT-2")}
+    "a Stage-1 step of `laptop`": ("Stage-1 step, laptop", "taming, bfloat16, channels_last"),
+    "a Stage-2 step of `laptop`": ("Stage-2 step, laptop", "transformers GPT-2"),
+    "sampling in `paper`": ("sampling, paper", "transformers GPT-2")}
 
 
 def targets(grid: Grid) -> str:
@@ -33,12 +33,12 @@ def pace(grid: Grid) -> str:
         table = pd.read_csv(path).dropna(subset="ratio").set_index("work")
         known = {words: table[table.contender.str.startswith(peer)].filter([work], axis=0)
                  for words, (work, peer) in PACE.items()}
-        ratios = [f"{words} {part.ratio.iloc[0]:.2f} times" for words, part in known.items()
+        ratios = [f"{words} {part.ratio.iloc[0]:.2f}" for words, part in known.items()
                   if len(part)]
         on = json.loads((path.parent / "machine.json").read_text(encoding="utf-8"))
         told.append(f"{on['device_name']}, {on['cores']} cores: {', '.join(ratios)}")
-    return (f"As fast as the packages that people use: {'; '.join(told)}. "
-            "[All of it](results/benchmarks/README.md).")
+    return (f"How many times as fast as the packages that people use: {'; '.join(told)}. Not all "
+            "of our targets are met. [All of it](results/benchmarks/README.md).")
 
 
 def _table(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """All results of the committed study: its tables, claims and verdicts."""
 
 import pandas as pd
+from scipy.special import logit
 
 from pages.text import markdown, three
 from tevq.grid import Grid, choose
@@ -18,10 +19,10 @@ VERDICTS = {  # they rest on our own uncertainty, the 95 % t-interval over seeds
     "within the limit": "of a claim with a limit: the whole interval does not exceed it",
     "opposite direction": "the interval lies on the other side of 0",
     "above the limit": "of a claim with a limit: the whole interval exceeds it",
-    "no difference": "an equivalence test (two one-sided tests at 5 %) shows that the mean lies "
-                     f"within ±{MARGIN}",
+    "no difference": "of accuracies: an equivalence test (two one-sided tests at 5 %) shows that "
+                     f"the mean lies within ±{MARGIN}",
     "undecided": "none of these; or one seed; or a generator below "
-                 f"{LEARNED} even on combinations that training shows",
+                 f"{LEARNED} in Quad2–4 even on combinations that training shows (worst seed)",
     "missing": "no runs",
 }
 _KAPPA = {"task": "measure", "metric": "kappa", "cells": "foreground"}
@@ -93,8 +94,9 @@ def all_claims(grid: Grid) -> list[Claim]:
 def gain_over_training(grid: Grid, split: str = "val") -> tuple[pd.DataFrame, Claim] | None:
     """te - sc of the learning curves, text->image, mean of Quad1-4: does the gain shrink?
 
-    A row per number of sequences: sc, te, gain, interval. The claim is the mean gain over the first
-    half of the training minus that over the second. None without curves of both.
+    A row per number of sequences: sc, te, gain, interval. Where both come near 1, a difference must
+    shrink. So the claim compares log-odds: their mean gain over the first half of the training
+    minus that over the second. None without curves of both.
     """
     curves = select(tables.learning(grid), split=split, scenes="full",
                     stride=grid.settings.stage1.stride)
@@ -106,12 +108,15 @@ def gain_over_training(grid: Grid, split: str = "val") -> tuple[pd.DataFrame, Cl
     rows = pd.DataFrame({"sc": found["sc"].mean(axis=1), "te": found["te"].mean(axis=1),
                          "gain": gain.mean(axis=1),
                          "interval": [text(t_interval(line)) for line in gain.to_numpy()]})
-    first = gain.index <= gain.index.max() / 2
-    early, late = gain[first].mean(), gain[~first].mean()
+    first, odds = gain.index <= gain.index.max() / 2, logit(found.clip(0.001, 0.999))
+    more = (odds["te"] - odds["sc"]).dropna(axis=1)
+    early, late = more[first].mean(), more[~first].mean()
+    points = [gain[half].mean().mean() for half in (first, ~first)]
     return rows, Claim(
-        "the gain of te over sc shrinks with training (first half − second half)", "ours",
-        tuple(early - late), detail=" and ".join(
-            f"{half.mean():+.3f} {text(t_interval(half))}" for half in (early, late)))
+        "the gain of te over sc, in log-odds, shrinks with training (first half − second half)",
+        "ours", tuple(early - late), margin=None, detail=" and ".join(
+            f"{half.mean():+.3f} {text(t_interval(half))}" for half in (early, late))
+        + "; as differences of shares {:+.3f} and {:+.3f}".format(*points))
 
 
 def overview(built: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -157,7 +162,8 @@ def coarser(grid: Grid) -> list[str]:
     return ["**Better codes, or only fewer?** A coarser quantizer agrees with itself more often. "
             "Kappa on foreground cells of sc, of sc with neighbouring codes merged after training "
             "to as many as te has (read off between merges to 128, 64, 32, ... codes), and of te. "
-            "A share of a gain near 0 means little:", markdown(means)]
+            "A share of a gain near 0 means little; notebook 06 has the intervals:",
+            markdown(means)]
 
 
 def details(built: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
