@@ -71,6 +71,20 @@ def test_dry_run_tells_or_says_that_it_cannot(results, tmp_path, capsys):
     assert said.count("no record of its time") == 7 and "about" not in said
 
 
+def test_without_records_the_whole_preset_is_told(results, tmp_path, capsys):
+    """Planted faults: rows of other presets; told although every notebook has a record."""
+    config.PUBLISHED.mkdir()
+    (config.PUBLISHED / "times.csv").write_text(
+        "preset,device_name,cores,minutes\nsmoke,Slow Processor,2.0,12.5\ngpu,Card,16.0,7\n")
+    words = ["--dry-run", "--variants", "te", "--seeds", "0", "--tables", "1", "--results"]
+    assert main([*words, str(tmp_path / "empty")]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("\nall of preset smoke took 12.5 min on 2 cores of Slow Processor "
+                         "(results/times.csv)\n") and "Card" not in said
+    assert main([*words, str(results)]) == 0
+    assert "all of preset" not in capsys.readouterr().out
+
+
 def test_the_rest_is_told_by_records_and_by_how_they_held():
     """Planted faults: the pace of this machine not looked at; a guess without a record."""
     known = {name: Cost(100, 0, "here") for name in "abcd"}

@@ -151,10 +151,14 @@ def test_what_has_no_room_is_named(leased, tmp_path, monkeypatch):
 
 
 def test_too_much_to_carry_and_sources_that_stay_here(tmp_path, monkeypatch, capsys):
+    """Planted fault: for --lease a message that names --results."""
     monkeypatch.setattr(lease, "MOST_THERE", 1000)
     command = ["--preset", "smoke", "--variants", "sc", "--seeds", "0", "--lease",
                str(tmp_path / "a"), "--results", str(tmp_path)]
     assert main(command) == 2
     assert "more than 0; choose fewer seeds" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*command, "--lease", str(tmp_path / "file")]) == 2
+    assert f"tevq: --lease {tmp_path / 'file'}: Not a directory; use" in capsys.readouterr().err
     assert main([*command, "--set", "data.source=folder:/nowhere"]) == 2
     assert "--lease carries mnist, fashion, digits" in capsys.readouterr().err

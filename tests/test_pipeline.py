@@ -1,5 +1,6 @@
 """The run graph, what is skipped, what a failure does, and what wrong input says."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fakes import write_all, write_notebook
+from torchvision.datasets import MNIST
 
 from tevq import cluster, execute, pipeline
 from tevq.__main__ import main
@@ -262,7 +264,7 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--preset lapto", "unknown preset 'lapto'; allowed: gpu, laptop, paper, plain, smoke"),
+        ("--preset lapto", "unknown preset 'lapto'; did you mean 'laptop'? Allowed: gpu, laptop, "),
         ("--variants sc,tee", "did you mean 'te'?"),
         ("--seeds 0,-1", "seed '-1'"),
         ("--notebooks 10", "unknown notebook '10'"),
@@ -272,12 +274,23 @@ def test_dry_run_touches_nothing(tmp_path, folder, capsys):
         ("--set stage1.steps", "is not name=value"),
         ("--set stage1.codes=16384", "cannot all be orthogonal"),
         ("--jobs -1", "--jobs -1"),
+        ("--jobs 0", "--jobs 0 is not allowed"),
+        ("--dry-run --site --preset xx", "use --site, --test, --torture alone, not --dry-run --si"),
+        ("--test --jobs 2", "alone, not --test --jobs 2"),
+        ("--dry-run --slurm nofile.yaml", "No such file or directory: 'nofile.yaml'"),
+        ("--dry-run --set data.source=folder:/nope", "there are no folders in /nope"),
+        ("--dry-run --set data.source=torchvision:NOPE", "'NOPE'; allowed: EMNIST, Fash"),
+        ("--dry-run --set data.source=idx:/nope", "no IDX file /nope-train-images"),
         ("--prest smoke", "unrecognized arguments"),
     ],
 )
 @pytest.mark.promise("input")
-def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
-    """Planted fault: `main` does not catch SettingsError."""
+def test_wrong_input_is_one_line_and_code_2(words, says, folder, monkeypatch, capsys):
+    """Planted faults: `main` does not catch SettingsError; sources and files not looked for."""
+    def start(*words):
+        raise AssertionError(f"started {words}")
+
+    monkeypatch.setattr(os, "execv", start)
     try:
         exit_code = main(words.split(), folder)
     except SystemExit as error:  # argparse leaves this way
@@ -285,6 +298,33 @@ def test_wrong_input_is_one_line_and_code_2(words, says, folder, capsys):
     out, err = capsys.readouterr()
     assert exit_code == 2 and says in err
     assert err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("option", ["--seeds", "--variants", "--notebooks", "--tables", "--set",
+                                    "--results", "--lease", "--scheduler", "--slurm", "--preset"])
+def test_an_empty_value_is_refused(option, folder, capsys):
+    """Planted fault: the empty value of a shell variable that is not set means the default."""
+    assert main(["--dry-run", option, ""], folder) == 2
+    assert capsys.readouterr().err.startswith(f"tevq: {option} is empty; ")
+    assert choose(seeds="", variants="").variants == ("sc", "te")  # in notebooks the preset's own
+
+
+def test_data_sets_of_torchvision_are_planned_without_a_download(folder, monkeypatch, capsys):
+    """Planted fault: the items loaded to look for the source."""
+    monkeypatch.setattr(MNIST, "__init__", None)
+    words = ["--dry-run", "--notebooks", "01", "--set", "data.source=torchvision:EMNIST/letters"]
+    assert main(words, folder) == 0
+    assert "run   01_dataset" in capsys.readouterr().out
+
+
+@pytest.mark.promise("input")
+def test_a_results_folder_that_cannot_be_is_named_as_it_was_given(tmp_path, folder, capsys):
+    """Planted fault: the first file in it named instead."""
+    (tmp_path / "file").touch()
+    assert main(["--notebooks", "01", "--results", str(tmp_path / "file")], folder) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"tevq: cannot write {tmp_path / 'file'}: ") and "--results" in said
 
 
 def test_every_choice_has_a_folder_of_its_own(monkeypatch):

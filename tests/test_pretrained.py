@@ -164,9 +164,9 @@ def test_paints_and_describes(trained, te):
 
 @pytest.mark.promise("input")
 @pytest.mark.parametrize("captions, message", [
-    ("the center is purple two.", "'purple' is not in the vocabulary"),
-    ("the centre is red two.", "'centre' .* did you mean 'center'"),
-    ("The center is red two.", "'The' .* did you mean 'the'"),
+    ("the center is purple two.", "word 'purple'; known: the .* white red .*; a good one"),
+    ("the centre is red two.", "word 'centre'; did you mean 'the center is red two.'$"),
+    ("The center is red two.", "word 'The'; did you mean 'the center is red two.'$"),
     ("", "caption '': it is empty"),
     ("  ", "caption '  ': it is empty"),
     ("the center is red two", "no full stop"),
@@ -226,3 +226,27 @@ def test_bad_seeds_are_refused(te, seed):
         te.paint("the center is red two.", seed=seed)
     with pytest.raises(SettingsError, match="is not a whole number from 0"):
         te.describe(X, seed=seed)
+
+
+@pytest.mark.promise("input")
+@pytest.mark.parametrize("words, says", [
+    (["paint", "the center is red two."], 'paint needs --out FILE: paint "the'),
+    (["paint", "--out", "x.png"], "paint needs a caption: "),
+    (["paint"], "paint needs a caption and --out FILE: "),
+    (["describe"], "describe needs a picture file: describe x.png"),
+    (["codes"], "codes needs a picture file: codes x.png"),
+])
+def test_the_command_line_says_what_is_missing(words, says, capsys):
+    """Planted fault: one line for everything, which leaves the search to the reader."""
+    assert pretrained.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"tevq: {says}")
+
+
+def test_a_python_without_torch_is_told_which_one_to_use():
+    """Planted fault: the traceback of an import."""
+    program = ("import runpy, importlib.util as u\nfind = u.find_spec\n"
+               "u.find_spec = lambda name, *more: name != 'torch' and find(name, *more)\n"
+               "runpy.run_module('tevq.pretrained', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("tevq: this Python has no torch; use ")
+    assert done.stderr.count("\n") == 1

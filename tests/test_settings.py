@@ -164,6 +164,9 @@ def test_a_folder_that_cannot_be_is_one_line(monkeypatch):
     ("stage1.orthogonality=1", ["stage1.orthogonality", "variant"]),
     ("stage2.fraction=1.5", ["1.5", "at most 1.0"]),
     ("steps", ["'steps'", "name=value"]),
+    ("steps=5", ["'steps'; did you mean 'classifier.steps' or 'stage1.steps' or 'stage2.steps'?"]),
+    ("size=5", ["'size'; allowed: classifier.*, data.*", "precision", "stage2.*"]),
+    ("data.size=5", ["'data.size'; allowed: data.scene, data.seed, data.source"]),
 ])
 @pytest.mark.promise("input")
 def test_a_bad_override_is_one_line_with_value_and_remedy(text, words):
@@ -217,6 +220,20 @@ def test_paper_preset_has_the_published_sizes():
 def test_digest_depends_on_content_not_on_order():
     assert settings.digest({"a": 1, "b": 2}) == settings.digest({"b": 2, "a": 1})
     assert settings.digest({"a": 1}) != settings.digest({"a": 2})
+
+
+@pytest.mark.promise("input")
+def test_suggestions_come_first_and_lists_are_short():
+    """Planted faults: all settings listed; the suggestion behind them; nothing said of commas."""
+    for wrong in ("stage1.step=5", "steps=5", "data.sources=digits", "size=5"):
+        with pytest.raises(SettingsError) as error:
+            presets.load("smoke", "te", 0, wrong)
+        assert len(str(error.value)) < 200
+    with pytest.raises(SettingsError, match="^unknown variant 'tee'; did you mean 'te'[?]$"):
+        choose(variants="tee")
+    for wrong in ({"variants": "sc te"}, {"seeds": "0 1"}):
+        with pytest.raises(SettingsError, match="holds a space; separate names with commas$"):
+            choose(**wrong)
 
 
 @pytest.mark.promise("input")

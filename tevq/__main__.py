@@ -47,26 +47,26 @@ def parser() -> Parser:
     target = made.add_mutually_exclusive_group().add_argument
     add("--preset", default="smoke", metavar="NAME",
         help=f"size of the study: {', '.join(presets.PRESETS)} (default smoke)")
-    add("--variants", default="", metavar="LIST",
+    add("--variants", metavar="LIST",
         help=f"from {','.join(presets.VARIANTS)} (default: the preset's)")
-    add("--seeds", default="", metavar="LIST", help="e.g. 0,1,2 (default: the preset's)")
-    add("--notebooks", default="", metavar="LIST", help="e.g. 03,04 (default: all)")
-    add("--tables", default="", metavar="LIST",
+    add("--seeds", metavar="LIST", help="e.g. 0,1,2 (default: the preset's)")
+    add("--notebooks", metavar="LIST", help="e.g. 03,04 (default: all)")
+    add("--tables", metavar="LIST",
         help="1,2,3 of the paper, 4 at another stride (default: the preset's)")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="override a setting, e.g. stage1.steps=500; may be repeated")
     add("--budget", type=float, default=math.inf, metavar="SECONDS",
         help="save and stop before so many seconds have passed, exit code 75")
-    where("--jobs", type=int, default=0, metavar="N",
+    where("--jobs", type=int, metavar="N",
           help="notebooks side by side (default: one for each GPU, without a GPU 2)")
-    where("--scheduler", default="", metavar="ADDRESS",
+    where("--scheduler", metavar="ADDRESS",
           help="run on the workers of a Dask cluster, e.g. tcp://host:8786")
-    where("--slurm", default="", metavar="FILE",
+    where("--slurm", metavar="FILE",
           help="run on Slurm jobs: YAML with `jobs` and the arguments of SLURMCluster")
-    target("--results", default="", metavar="DIR", help="another folder for the results")
+    target("--results", metavar="DIR", help="another folder for the results")
     target("--publish", action="store_true",
            help="for the maintainers: write to results/<preset>, which git keeps")
-    add("--lease", default="", metavar="FOLDER",
+    add("--lease", metavar="FOLDER",
         help="train on a GPU machine that is lent for minutes: packs FOLDER/there for it and takes "
              "in FOLDER/back; see tevq/README.md")
     add("--force", action="store_true", help="run again what is finished and unchanged")
@@ -82,11 +82,15 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
     """Exit code: see EXAMPLES. folder: where the notebooks are stored."""
     # at once, also into a pipe, and on terminals that do not know every letter
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
     for kind in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs deaf to SIGINT
         signal.signal(kind, signal.default_int_handler)
     try:
         if options.test or options.torture or options.site:
+            if len(arguments) > 1:
+                raise SettingsError("use --site, --test, --torture alone, not "
+                                    + " ".join(arguments))
             script = ROOT / ("tests/check.py" if options.test else "tests/torture/run.py"
                              if options.torture else "tevq/site/__main__.py")
             os.execv(sys.executable, [sys.executable, str(script)])  # so that it gets the signals
@@ -100,8 +104,13 @@ def main(arguments: list[str] | None = None, folder: Path = pipeline.FOLDER) -> 
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    if options.jobs < 0:
+    for name, value in vars(options).items():  # perhaps of a shell variable that is not set
+        if value in ("", [""]):
+            raise SettingsError(f"--{name} is empty; give it a value, or leave it out")
+    if options.jobs is not None and options.jobs < 1:
         raise SettingsError(f"--jobs {options.jobs} is not allowed; use a whole number from 1")
+    if options.slurm and not Path(options.slurm).exists():
+        raise SettingsError(f"--slurm: No such file or directory: {options.slurm!r}")
     if not options.budget >= LEAST_BUDGET:
         raise SettingsError(f"--budget {options.budget:g} is not allowed; use at least "
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
@@ -115,12 +124,12 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 
         print(lease.prepare(grid, Path(options.lease)))
         return 0
-    made = pipeline.plan(grid, options.notebooks, options.force, folder)
+    made = pipeline.plan(grid, options.notebooks or "", options.force, folder)
     if options.dry_run:
         print(forecast.table(made))
         return 0
-    return pipeline.run(made, options.jobs, BEGAN + options.budget, options.scheduler,
-                        options.slurm)
+    return pipeline.run(made, options.jobs or 0, BEGAN + options.budget, options.scheduler or "",
+                        options.slurm or "")
 
 
 if __name__ == "__main__":

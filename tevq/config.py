@@ -44,11 +44,15 @@ class SettingsError(UserError, ValueError):
 
 
 def unknown(kind: str, value: Any, allowed) -> SettingsError:
-    """The error for a name that is not in `allowed`, with the closest allowed name."""
-    names = sorted(map(str, allowed))
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return SettingsError(f"unknown {kind} {value!r}; allowed: {', '.join(names)}{hint}")
+    """The error for a name that is not in `allowed`: first what may be meant, then what is near."""
+    text, names = str(value), sorted(map(str, allowed))
+    close = [name for name in names if name.endswith(f".{text}")] or difflib.get_close_matches(
+        text, names, 1, 0.8 if "." in text else 0.6)  # settings of a group begin alike
+    hint = f"did you mean {' or '.join(map(repr, close))}? " * bool(close)
+    near = [name for name in names if name.startswith(text.partition(".")[0] + ".")] or sorted(
+        {re.sub(r"\..*", ".*", name) for name in names})
+    told = f"{'Allowed' if hint else 'allowed'}: {', '.join(near)}" * (not hint or len(near) < 12)
+    return SettingsError(f"unknown {kind} {value!r}; {hint}{told}".rstrip())
 
 
 def option(default: Any, low: float = -math.inf, high: float = math.inf, choices=None,
@@ -249,10 +253,8 @@ def _plain(group: Any, neutral: bool) -> Any:
 
 def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
     """`"stage1.steps=100, stage2.lr=1e-3"` (or a dictionary) -> `{name: value}`."""
-    if not text:
-        return {}
-    if isinstance(text, dict):
-        return dict(text)
+    if not text or isinstance(text, dict):
+        return dict(text or {})
     pairs = {}
     for part in filter(None, (p.strip() for p in str(text).split(","))):
         name, equals, value = part.partition("=")
@@ -265,8 +267,8 @@ def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
 def names() -> list[str]:
     """All dotted names that can be overridden."""
     tree = Settings().as_dict(neutral=True)
-    leaves = [k for k, v in tree.items() if not isinstance(v, dict) and k not in CELL]
-    return leaves + [f"{k}.{n}" for k, v in tree.items() if isinstance(v, dict) for n in v]
+    return [f"{k}.{n}".rstrip(".") for k, v in tree.items() if k not in CELL
+            for n in (v if isinstance(v, dict) else [""])]
 
 
 def digest(tree: dict[str, Any]) -> str:
@@ -325,14 +327,13 @@ def _check_combinations(settings: Settings) -> None:
     one, two, size = settings.stage1, settings.stage2, settings.data.scene
     for broken, told in (
         (size % 32 or size < 4 * one.stride,
-         f"data.scene = {size} does not fit; it must be a multiple of 32 and at least 4 x "
-         f"stage1.stride, that is {4 * one.stride}"),
+         f"data.scene = {size} must be a multiple of 32, at least 4 x stride = {4 * one.stride}"),
         (one.orthogonality > 0 and one.codes > one.code_dim,
          f"stage1.codes = {one.codes} vectors of stage1.code_dim = {one.code_dim} cannot all be "
          "orthogonal (equation 5); use codes <= code_dim, or a variant without it"),
         (one.perceptual == "classifier" and settings.classifier.architecture != "own",
-         "stage1.perceptual = classifier needs classifier.architecture = own; "
-         f"{settings.classifier.architecture} lends no features"),
+         "stage1.perceptual = classifier needs classifier.architecture = own, not "
+         f"{settings.classifier.architecture}"),
         (two.until and (two.schedule != "linear" or two.directions == "i2t"
                         or not two.probe_scenes),
          "stage2.until watches painted images of the learning curve; it needs stage2.schedule = "

@@ -1,5 +1,6 @@
 """How long notebooks will take, and how much memory, by the records of earlier ones."""
 
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,14 @@ def table(made: Any) -> str:
                 f", {cost.memory / 1000:.1f} GB" if cost.memory else "") + f" ({cost.where})"
         lines.append(line + "; no record of its time" * (label in costs and not cost))
     known = [cost.seconds for cost in costs.values() if cost]
-    return "\n".join(lines + [f"about {in_words(sum(known))} for {len(known)} of {len(costs)} "
-                              "notebooks, one after the other"] * bool(known))
+    lines += [f"about {in_words(sum(known))} for {len(known)} of {len(costs)} notebooks, one after "
+              "the other"] * bool(known)
+    if len(known) < len(costs) and (times := config.PUBLISHED / "times.csv").exists():
+        rows = csv.DictReader(times.read_text(encoding="utf-8").splitlines())
+        lines += [f"all of preset {row['preset']} took {in_words(60 * float(row['minutes']))} on "
+                  f"{float(row['cores']):g} cores of {row['device_name']} (results/{times.name})"
+                  for row in rows if row["preset"] == made.grid.preset]
+    return "\n".join(lines)
 
 
 def _copied(paths: Iterable[Path]) -> tuple[float, float] | None:

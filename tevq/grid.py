@@ -104,7 +104,7 @@ def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: A
     own_variants, own_seeds, own_tables = presets.DEFAULTS[preset]
     grid = Grid(
         preset,
-        _words(variants) or own_variants,
+        words_of(variants) or own_variants,
         _numbers("seed", seeds) or own_seeds,
         _numbers("table", tables) or own_tables,
         config.parse_overrides(overrides),
@@ -121,16 +121,19 @@ def choose(preset: str = "smoke", variants: Any = "", seeds: Any = "", tables: A
     return grid
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def words_of(value: Any) -> tuple[str, ...]:
     """`"sc, te"`, `["sc", "te"]`, `0` or nothing -> tuple of words without repeats."""
     if isinstance(value, str):
         value = value.split(",")
     parts = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
-    return tuple(dict.fromkeys(word for part in parts if (word := str(part).strip())))
+    words = tuple(dict.fromkeys(word for part in parts if (word := str(part).strip())))
+    if wide := [word for word in words if len(word.split()) > 1]:
+        raise SettingsError(f"{wide[0]!r} holds a space; separate names with commas")
+    return words
 
 
 def _numbers(kind: str, value: Any) -> tuple[int, ...]:
-    words = _words(value)
+    words = words_of(value)
     for word in words:
         if not (word.isascii() and word.isdigit() and len(word) < 20):
             raise SettingsError(f"{kind} {word!r} is not a whole number from 0; write e.g. 0,1,2")

@@ -79,6 +79,10 @@ def prepare(grid: Grid, folder: Path) -> str:
     if not todo:
         return "\n".join([*said, "all runs are there; ./run_all.sh without --lease makes the "
                           "tables and pages from them"])
+    try:
+        (folder / "there").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LeaseError(f"--lease {folder}: {error.strerror}; use another folder") from None
     size = pack(grid, folder / "there", todo)
     return "\n".join([*said, f"{len(todo)} cells to do, {size / MIB:.1f} MiB to carry; on the GPU "
                       f"machine: bash {folder / 'there' / 'run.sh'} 540; then this command again"])

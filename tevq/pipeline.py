@@ -25,9 +25,9 @@ from typing import Any
 from tevq import cluster, config, execute, forecast
 from tevq.config import Settings, SettingsError, digest
 from tevq.execute import Job, Outcome
-from tevq.grid import FRACTION, Grid
+from tevq.grid import FRACTION, Grid, words_of
 from tevq.runs import budget
-from tevq.runs.storage import read_json, write_atomically
+from tevq.runs.storage import read_json, writing
 
 FOLDER = config.ROOT / "notebooks"
 PAGE = "its web page is missing"  # the only reason that needs no execution
@@ -123,7 +123,7 @@ def build(grid: Grid) -> list[Node]:
 def select(nodes: list[Node], wanted: str) -> list[Node]:
     """The nodes of some notebooks, e.g. `"03,04"`; all but ON_REQUEST for an empty choice."""
     known = [name[:2] for name in NOTEBOOKS]
-    words = [word.strip().zfill(2) for word in wanted.split(",") if word.strip()]
+    words = [word.zfill(2) for word in words_of(wanted)]
     for word in set(words) - set(known):
         raise config.unknown("notebook", word, known)
     words = words or [name[:2] for name in NOTEBOOKS if name not in ON_REQUEST]
@@ -148,8 +148,12 @@ def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FO
     """Decides what has to run, without touching anything.
 
     notebooks: e.g. `"03,04"`, empty for all; folder: of the stored ones. Raises SettingsError for a
-    bad choice and for a notebook that is missing or cannot be read.
+    bad choice, for a source of items that is not there, and for a notebook that cannot be read.
     """
+    if ":" in grid.settings.data.source:
+        from tevq.data.source import check  # which imports torch
+
+        check(grid.settings.data.source)
     nodes, code, now = build(grid), cluster.code_digest(), time.time()
     made = Plan(grid, select(nodes, notebooks), {}, {}, width(nodes))
     for node in nodes:
@@ -221,7 +225,9 @@ def run(made: Plan, jobs: int = 0, until: float = math.inf, scheduler: str = "",
     print(f"{home.name}: {count} notebooks to run, {len(made.nodes) - count} unchanged")
     if count:
         signal = home / "logs" / f".signal-{uuid.uuid4().hex}"
-        write_atomically(signal, b"")
+        with writing(config.results_root(made.grid.results)):  # the folder that was asked for
+            signal.parent.mkdir(parents=True, exist_ok=True)
+            signal.touch()
         try:
             with cluster.workers(jobs, scheduler, slurm) as pool:
                 if not pool.jobs:

@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NoReturn
 
+if __name__ == "__main__" and not util.find_spec("torch"):
+    sys.exit("tevq: this Python has no torch; use .venv/bin/python, or install requirements.txt")
 import torch
 from torch.nn.functional import max_pool2d
 
@@ -154,17 +156,15 @@ class Generator:
         if not isinstance(caption, str):
             raise SettingsError(f"{caption!r} is no text; paint takes captions, as text")
         tokenizer = self.evaluator.tokenizer
-        try:
-            ids = tokenizer.encode(caption)
-            problems = parse(caption, tokenizer.names).problems if ids[1:-1] else ("it is empty",)
-        except SettingsError as error:
-            problems = (str(error),)
-        if problems:
+        found = parse(caption, tokenizer.names).problems if caption.strip() else ("it is empty",)
+        if found:
             guess = nearest(caption, tokenizer.names)
-            hint = "did you mean" if guess else "a good one:"
-            problems = [text.partition("; known")[0] for text in problems] if guess else problems
-            raise SettingsError(f"caption {caption!r}: {'; '.join(problems)}; {hint} "
+            hint, told = "did you mean" if guess else "a good one:", "; ".join(found)
+            if not guess and "unknown word" in told:
+                told += f"; known: {' '.join(filter(str.isalnum, tokenizer.words))}"
+            raise SettingsError(f"caption {caption!r}: {told}; {hint} "
                                 f"{guess or f'the upper left is blue {tokenizer.names[-1]}.'!r}")
+        ids = tokenizer.encode(caption)
         return ids + [PAD] * (tokenizer.length - len(ids))
 
     def _parts(self, verb: str, x: torch.Tensor, seeds: torch.Tensor, work: Callable
@@ -320,9 +320,11 @@ def _do(told: argparse.Namespace) -> None:
         placed = install(chosen(told.results))
         print("\n".join(f"{name}: in place" for name in placed) or "all were in place")
         return
-    if not told.what or told.task == "paint" and not told.out:
-        raise SettingsError('write paint "the upper left is red five." --out x.png, or describe '
-                            "x.png, or codes x.png")
+    paints = told.task == "paint"
+    lacks = [("a picture file", "a caption")[paints]] * (not told.what)
+    if lacks := lacks + ["--out FILE"] * (paints and not told.out):
+        good = '"the upper left is red five." --out x.png' if paints else "x.png"
+        raise SettingsError(f"{told.task} needs {' and '.join(lacks)}: {told.task} {good}")
     one = load(told.variant, told.results)
     if told.task == "paint":
         painted = one.paint(told.what, told.seed, told.greedy, told.samples, told.temperature,

@@ -95,7 +95,7 @@ def find(name: str, size: int = ITEM_SIZE) -> Source:
     """
     kind, colon, rest = name.partition(":")
     if kind + colon not in SOURCES or bool(colon) != bool(rest):
-        raise unknown("item source", name, SOURCES)
+        raise unknown("item source", name, [key + "*" * key.endswith(":") for key in SOURCES])
     return _made(kind + colon, rest, size, data_root()) if colon else SOURCES[name]
 
 
@@ -107,6 +107,12 @@ def _made(kind: str, rest: str, size: int, root: Path) -> Source:
                             f"need {LEAST_CLASSES} to {MOST_CLASSES}")
     check_names(source.names)
     return source
+
+
+def check(name: str) -> None:
+    """Raises SettingsError for a source that is not there; downloads nothing."""
+    kind, _, rest = name.partition(":")
+    _data_set(rest.partition("/")[0]) if kind == "torchvision" else find(name)
 
 
 def class_names(source: str, words: str = "names") -> tuple[str, ...]:
@@ -201,32 +207,39 @@ def _digits(part: str) -> Arrays:
     return images, labels[chosen].astype(np.int64)
 
 
-def _torchvision(name: str, part: str) -> Arrays:
-    """Items of a torchvision data set, which downloads its files if they are absent."""
+def _data_set(name: str) -> Any:
+    """The class of a torchvision data set."""
     from torchvision import datasets
 
-    name, _, split = name.partition("/")
     known = {key: kind for key, kind in vars(datasets).items()
              if isinstance(kind, type) and issubclass(kind, datasets.MNIST)}
     if name not in known:
         raise unknown("torchvision data set of 28x28 images", name, known)
-    options = {"split": split} if name == "EMNIST" else {}
+    return known[name]
+
+
+def _torchvision(name: str, part: str) -> Arrays:
+    """Items of a torchvision data set, which downloads its files if they are absent."""
+    name, _, split = name.partition("/")
+    kind, options = _data_set(name), {"split": split} if name == "EMNIST" else {}
     try:
-        data = known[name](str(data_root()), train=part == "train", download=True, **options)
+        data = kind(str(data_root()), train=part == "train", download=True, **options)
         images, labels = data.data.numpy(), data.targets.numpy().astype(np.int64)
     except Exception as error:  # URLError, RuntimeError, AssertionError, ... by kind of damage
+        causes = re.findall("<urlopen error (.*?)>", str(error))  # one for every mirror
+        told = (f"no network: {name} could not be downloaded ({causes[-1]});" if causes else
+                f"cannot read or download {name} ({_reason(error)}); delete damaged files and")
         raise SettingsError(
-            f"cannot read or download {name} ({_reason(error)}); delete damaged files and put its "
-            f"files into {data_root() / name / 'raw'} (TEVQ_DATA chooses the root), or use source "
-            '"digits", which works offline') from None
+            f"{told} put its files into {data_root() / name / 'raw'} (TEVQ_DATA chooses the root), "
+            "or use --set data.source=digits, which needs no download") from None
     if name == "EMNIST":  # stored with rows and columns exchanged; letters count from 1
         images, labels = images.transpose(0, 2, 1), labels - (split == "letters")
     return images, labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: class, then origin
 
 
 def _reason(error: Exception) -> str:
-    """The last 120 characters of an error on one line: at the end stands the cause."""
-    return " ".join(str(error).split())[-120:] or type(error).__name__
+    """The last line of an error, or its last 120 characters: at the end stands the cause."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][-120:]
 
 
 def _from_torchvision(name: str, size: int) -> Source:
