@@ -1,12 +1,18 @@
-"""Fixed examples: what is kept of them, and their figures (which rows, which clauses are right)."""
+"""Fixed examples and figures: what is kept, and which rows a point of notebook 08 stands for."""
+
+import json
 
 import numpy as np
+import pandas as pd
 import torch
 from small import tiny
 
 from tevq.data.captions import UNUSED
 from tevq.data.source import class_names
 from tevq.evaluate import evaluate
+from tevq.presets import GROUPS
+from tevq.report import style, why
+from tevq.runs.devices import ROOT
 from tevq.runs.run import open_run
 
 NUMBERS = class_names("mnist")
@@ -51,3 +57,20 @@ def test_the_first_scenes_of_every_case():
     assert case[found].tolist() == sorted(case[found].tolist()) == [k for k in range(5)
                                                                     for _ in range(4)]
     assert found[:4].tolist() == [1, 2, 6, 11] and found[-4:].tolist() == [0, 10, 15, 20]
+
+
+def test_a_point_is_a_mean_over_the_seeds_that_have_both_numbers():
+    """Planted faults: x of one seed beside the mean y of all; plan and earlier seeds joined."""
+    book = json.loads((ROOT / "notebooks/08_why.ipynb").read_text("utf-8"))
+    source = next("".join(cell["source"]) for cell in book["cells"] if cell["id"] == "08-05")
+    ran = pd.DataFrame({"variant": "te", "planned": [False, False, False, True],
+                        "nats": [100.0, np.nan, 140.0, 90.0], "official": [0.8, 0.2, 0.9, 0.7]})
+    names = {"ran": ran, "style": style, "why": why, "GROUPS": GROUPS}
+    exec(source, names)
+    figure, axes = style.new()
+    names["points"](axes[0, 0], "nats", "official", say=True)
+    drawn = {bool(len(spot.get_facecolor())): spot.get_offsets()[0].tolist()
+             for spot in axes[0, 0].collections}
+    assert {plan: [round(x, 9) for x in at] for plan, at in drawn.items()} == {
+        False: [120.0, 0.85], True: [90.0, 0.7]}
+    assert {text.get_text() for text in axes[0, 0].texts} == {"te (plan)", "te (before)"}
