@@ -19,6 +19,8 @@ const found = {
   choose: ({ logits, u, options }) => logits.map((row, i) => choose(row, u[i], options)),
   agreement: ({ a, b, mask }) => measures.agreement(a, b, mask),
   cut: ({ variant, groups }) => measures.cut(data.books[variant].tree, groups),
+  ink: ({ images, places }) => images.map((image, i) =>
+    measures.unasked(image, places[i].map((place) => ({ place })), data)),
   nearest: ({ pixels, stride }) => pixels.map((p) => measures.nearestCell(p, stride)),
 };
 console.log(JSON.stringify(JSON.parse(readFileSync(0)).map(({ task, ...rest }) =>

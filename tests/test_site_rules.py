@@ -11,6 +11,7 @@ from check import ROOT
 from tevq import pretrained
 from tevq.data import captions, scenes
 from tevq.data.source import load_source
+from tevq.evaluate import metrics
 from tevq.evaluate.equivariance import Agreement, Encoded, merge_codes, nearest_cell
 from tevq.grid import COMPARED
 from tevq.models import sampling
@@ -83,6 +84,26 @@ def test_agreement_is_measured_as_tevq_measures_it(found):
         assert measured["kappa"] == pytest.approx(row["kappa"])
     assert one_code["agreement"] == 1 and one_code["kappa"] is None
     assert cells == [nearest_cell(p, 4) for p in pixels]
+
+
+def test_corners_are_empty_where_tevq_says_so(found):
+    """Planted faults: a pixel more or less for ink; another brightness; channels added up; ink
+    inside the center's cell counted; a named corner judged."""
+    random = torch.Generator().manual_seed(4)
+    images = torch.full((240, 3, 64, 64), -1.0)
+    for image in images:  # about as many pixels in each corner, and about as bright, as decide
+        for top, left in ((0, 0), (0, 32), (32, 0), (32, 32)):
+            spots = torch.randperm(32 * 32, generator=random)[:int(torch.randint(
+                metrics.INK_PIXELS * 4, (), generator=random))]
+            at = top + spots // 32, left + spots % 32
+            level = 2 * metrics.INK_LEVEL - 1 + 0.05 * torch.randn(len(spots), generator=random)
+            image[int(torch.randint(3, (), generator=random)), at[0], at[1]] = level + 0.03
+    named = [([4], [0], [3, 1], [])[i % 4] for i in range(len(images))]
+    ink = metrics.quadrant_ink(images, torch.tensor([4 in places for places in named]))
+    wanted = [[k for k in range(4) if ink[i, k] and k not in named[i]] for i in range(len(images))]
+    assert len({tuple(corners) for corners in wanted}) > 10
+    images = images.flatten(1).tolist()
+    assert found({"task": "ink", "images": images, "places": named})[0] == wanted
 
 
 @pytest.mark.parametrize("variant", COMPARED)

@@ -233,25 +233,7 @@ _TEMPLATE = "{% extends 'lab/index.html.j2' %}" + "".join(
         "input": "{% if cell.metadata.folded %}<details><summary>Code, {{ cell.metadata.folded }}"
                  " lines</summary>{% endif %}{{ super() }}"
                  "{% if cell.metadata.folded %}</details>{% endif %}"}.items())
-# What is too wide for a phone is moved sideways, in a box of its own. A caption stays where it is.
-_STYLE = """
-main { max-width: 1100px; margin: auto }
-.jp-InputArea details { flex: 1 1 auto; min-width: 0; padding: 2px 8px }
-summary { cursor: pointer; color: #555 }
-.jp-InputArea-editor, .jp-OutputArea-output, .jp-MarkdownOutput { overflow-x: auto; min-width: 0 }
-.jp-RenderedHTMLCommon pre, .jp-RenderedHTMLCommon pre code { white-space: pre; overflow-x: auto;
-  font-family: var(--jp-code-font-family) }
-.jp-RenderedHTMLCommon math[display=block] { display: block; overflow: auto hidden; padding: 2px 0 }
-.jp-RenderedHTMLCommon table { margin-left: 0 }
-.jp-OutputArea-output:has(> table), .jp-OutputArea-output:has(> div > table) { max-height: 36em;
-  overflow: auto }
-.jp-RenderedHTMLCommon caption, caption { text-align: left; white-space: normal }
-caption span { position: sticky; left: 0; display: block; max-width: min(100vw - 40px, 1000px) }
-@media (max-width: 700px) {
-  .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none }
-  main, .jp-Cell { padding-left: 2px !important; padding-right: 2px !important }
-}
-"""
+_STYLE = Path(__file__).parent / "site/static/notebook.css"
 _FOLDED = 8  # longer code that draws a figure or a table is folded on the page, twice as long any
 _READABLE = 0.7  # of their size, at which figures are shown at least: their words have 14 pixels
 # code first, so that a dollar sign in code does not begin a formula
@@ -279,7 +261,7 @@ def _page(notebook, title: str, copies: Iterable[str] = ()) -> str:
         elif lines > _FOLDED * (1 if _draws(cell) else 2) and not cell.metadata.get("tags"):
             cell.metadata["folded"] = lines  # cells with tags check what the text says
     exporter = HTMLExporter(template_file="page", extra_loaders=[DictLoader({"page": _TEMPLATE})])
-    page = exporter.from_notebook_node(notebook, {"own": _STYLE})[0]
+    page = exporter.from_notebook_node(notebook, {"own": _STYLE.read_text(encoding="utf-8")})[0]
     page = re.sub(r"<caption>(.*?)</caption>", r"<caption><span>\1</span></caption>", page)
     return re.sub(r'<img (?=[^>]*src="data:image/png;base64,([^"]{32}))', _with_width, page)
 

