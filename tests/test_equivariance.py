@@ -73,6 +73,24 @@ def test_patch_encoder_is_perfect_on_the_grid_and_only_there(probe):
     assert found["subgrid", "foreground"]["agreement"] < found["subgrid", "all"]["agreement"]
 
 
+def test_every_pair_is_counted(probe):
+    """Ten pairs of five places; 8 and 3 steps in three directions; four quadrants. Planted fault: a
+    range that ends one step too early."""
+    found = values(PatchEncoder(), probe)
+    pairs = {name: found[name, "all"]["n"] / (12 * 8 * 8)
+             for name in ("official", "grid", "subgrid", "context")}
+    assert pairs == {"official": 10, "grid": 24, "subgrid": 9, "context": 4}
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_ink_of_every_colour_is_seen(channel):
+    """Planted fault: a look at the red channel alone."""
+    x = torch.full((1, 3, 2 * STRIDE, 2 * STRIDE), -1.0)
+    x[0, channel, 0, STRIDE] = 1
+    ink = equivariance.encode(PatchEncoder(), x).ink
+    assert ink.tolist() == [[[False, True], [False, False]]]
+
+
 def test_an_encoder_that_knows_the_row_fails_on_shifts_but_not_on_context(probe):
     found = values(BorderEncoder(), probe)
     assert found["grid", "all"]["agreement"] < 0.8
@@ -103,6 +121,17 @@ def test_kappa_and_error_by_hand():
     assert every["kappa"] == pytest.approx((0.75 - chance) / (1 - chance))
     assert every["feature_error"] == pytest.approx(2)
     assert foreground["agreement"] == 0 and foreground["n"] == 1
+
+
+def test_foreground_is_ink_in_either_window_and_codes_are_those_of_the_reference():
+    """Planted faults: ink of the reference alone; codes in use after the shift."""
+    codes = torch.zeros(1, 2, 2, dtype=torch.long)
+    moved = torch.tensor([[[False, True], [False, False]]])
+    ones = torch.ones(1, 2, 2, 2)
+    pair = Encoded(ones, codes, moved & False), Encoded(ones, codes + moved.long(), moved)
+    every, foreground = Agreement(2, [pair]).rows()
+    assert (foreground["n"], foreground["agreement"], every["agreement"]) == (1, 0, 0.75)
+    assert every["codes_used"] == 1
 
 
 def test_cohens_kappa_is_scikit_learns():

@@ -228,6 +228,16 @@ def test_how_many_are_handled_at_a_time_changes_nothing(study, monkeypatch):
     assert found[0] == found[1]
 
 
+def test_how_many_are_reconstructed_at_a_time_changes_nothing(study, monkeypatch):
+    """Planted faults: use of codes in the last chunk only; a mean of means of unequal chunks."""
+    found = []
+    for chunk in (128, 3):  # of ten scenes
+        monkeypatch.setattr(evaluation, "CHUNK", chunk)
+        rows, line = evaluation._reconstruction(study.s, study.judge, "test")
+        found.append((rows, {k: v for k, v in line.items() if isinstance(v, (int, float))}))
+    assert found[0][0] == found[1][0] and found[1][1] == pytest.approx(found[0][1], rel=1e-4)
+
+
 @pytest.mark.parametrize("work", [evaluation.evaluate, evaluation.evaluate_quantizer])
 def test_networks_are_evaluated_in_float32_whatever_trains_them(work, tmp_path, monkeypatch):
     asked = []

@@ -65,6 +65,13 @@ def test_discriminator_shape_and_hinge():
     assert losses.hinge_loss(real, fake) == pytest.approx(0.5 * (0.5 + 1.0))
 
 
+def test_the_discriminator_is_at_most_eight_times_as_wide():
+    """Planted fault: a width that doubles in every layer."""
+    widths = [layer.out_channels for layer in losses.PatchDiscriminator(4, 5)
+              if isinstance(layer, torch.nn.Conv2d)]
+    assert widths == [4, 8, 16, 32, 32, 32, 1]
+
+
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     w = torch.tensor([1.0, 2.0], requires_grad=True)
     reconstruction, adversarial = (3 * w).sum(), (0.5 * w * w).sum()

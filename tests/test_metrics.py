@@ -127,6 +127,14 @@ def test_ink_threshold_is_exact():
     assert not metrics.quadrant_ink(image, torch.tensor([False]))[0, UL]
 
 
+@pytest.mark.parametrize("pixels", [47, 48])
+def test_ink_is_a_share_of_the_pixels_in_larger_scenes(pixels):
+    """Planted fault: a number of pixels that grows with the side and not with the area."""
+    image = torch.full((1, 3, 128, 128), -1.0)
+    image[0, 1, 10, 5 : 5 + pixels] = 1.0
+    assert metrics.quadrant_ink(image, torch.tensor([False]))[0, UL] == (pixels == 48)
+
+
 def test_places_are_read_in_slot_order():
     """A classifier that answers with the brightest pixel and channel of its crop."""
     def predict(crops):

@@ -107,3 +107,12 @@ def test_trouble_in_the_first_step_counts_and_saves_are_timed(tmp_path):
     found.watch(torch.tensor(math.nan))
     with pytest.raises(DivergedError, match="at step 1 "):
         found.check()
+
+
+def test_the_first_step_that_diverges_is_the_one_that_is_named(tmp_path):
+    """Planted fault: the last watched step, which a later finite step makes forget the trouble."""
+    found = loop.Loop(open_run(tiny(), "stage1", tmp_path), {}, 5)
+    for found.step, value in enumerate((1.0, math.inf, math.nan, 1.0)):
+        found.watch(torch.tensor(value))
+    with pytest.raises(DivergedError, match="at step 2 "):
+        found.check()

@@ -78,6 +78,14 @@ def test_orthogonality_by_the_sum_of_squared_cosines():
     torch.testing.assert_close(orthogonality(codebook), expected)
 
 
+def test_orthogonality_ignores_autocast():
+    """Planted fault: products in bfloat16."""
+    codes = torch.randn(64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = orthogonality(codes)
+    assert torch.equal(inside, orthogonality(codes))
+
+
 def test_orthogonality_is_zero_only_for_orthogonal_codes():
     basis = torch.linalg.qr(torch.randn(8, 8)).Q
     lengths = torch.rand(8, 1) * 5 + 0.1  # the penalty is blind to length
@@ -103,3 +111,10 @@ def test_health_counts_use_and_perplexity():
     single = codebook_health(codebook, torch.tensor([5, 0, 0, 0]))
     assert single["perplexity"] == pytest.approx(1) and single["max_cosine_used"] == 0
     assert math.isfinite(single["norm_used"])
+
+
+def test_opposite_codes_are_as_alike_as_equal_ones():
+    """Planted fault: the largest cosine with its sign."""
+    codes = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
+    found = codebook_health(codes, torch.ones(2))
+    assert found["max_cosine"] == found["max_cosine_used"] == pytest.approx(1.01**-0.5)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.cluster import hierarchy
 from small import TINY, tiny
 from test_training import Killed, kill_at, same_tree
 
@@ -14,7 +15,7 @@ from tevq import presets
 from tevq.config import SettingsError, Stage1Config
 from tevq.evaluate import evaluate as evaluation
 from tevq.models import rivals
-from tevq.models.quantizer import Quantizer, orthogonality
+from tevq.models.quantizer import Quantizer, kmeans, orthogonality
 from tevq.models.vqgan import VQGAN
 from tevq.runs import devices
 from tevq.runs.run import open_run, origin
@@ -51,6 +52,14 @@ def test_cosine_codes_have_the_largest_cosine():
     assert torch.equal(found.codes, model.nearest(z * 3))
     lengths = np.linalg.norm(vectors_of(found.features), axis=1)
     np.testing.assert_allclose(lengths, math.sqrt(5), rtol=1e-5)
+
+
+def test_cosine_codes_start_at_the_means_of_directions():
+    """Planted fault: k-means of the features themselves, in which long ones count for more."""
+    model, vectors = rivals.Cosine(4, 5), torch.randn(200, 5) * torch.rand(200, 1) * 9
+    model.init_codes(vectors, 0)
+    units = vectors / vectors.norm(dim=1, keepdim=True) * math.sqrt(5)
+    torch.testing.assert_close(model.codebook.detach(), kmeans(units, 4, 0))
 
 
 def test_orthonormal_codes_are_fixed_and_choose_the_largest_product():
@@ -90,6 +99,29 @@ def test_fsq_rounds_every_channel(levels):
     far = torch.tensor(list(itertools.product((-50.0, 50.0), repeat=len(levels))))
     assert {0, K - 1} <= set(model.index(model.bound(far)).tolist())  # both ends are reached
     assert model.bound(torch.zeros(1, len(levels))).abs().max() < 1e-6
+
+
+def test_fsq_bounds_by_the_published_formula():
+    """Mentzer et al. 2023, appendix A.1, whose eps is 1e-3; here divided by floor(L / 2). Planted
+    fault: another eps."""
+    x = torch.randn(50, 2) * 2
+    found = rivals.FSQ(40, 12, (8, 5)).bound(x).double().numpy()
+    for i, L in enumerate((8, 5)):
+        half, offset = (L - 1) * 1.001 / 2, 0.5 * (L % 2 == 0)
+        wanted = np.tanh(x[:, i].double().numpy() + np.arctanh(offset / half)) * half - offset
+        np.testing.assert_allclose(found[:, i], wanted / (L // 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: rivals.LFQ(8, 5), lambda: rivals.FSQ(15, 5, (5, 3))],
+                         ids=["lfq", "fsq"])
+def test_gradients_pass_straight_through_the_rounding(make):
+    """Planted fault: only the maps learn, and the encoder hears nothing of the reconstruction."""
+    model, z = make(), torch.randn(2, 5, 3, 4, requires_grad=True)
+    g = torch.randn(2, 5, 3, 4)
+    (found,) = torch.autograd.grad(model(z).features, z, g)
+    smooth = model.out(model.low(z)).view(2, 3, 4, 5).permute(0, 3, 1, 2)  # nothing is rounded
+    (wanted,) = torch.autograd.grad(smooth, z, g)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_lfq_has_signs_and_its_entropies():
@@ -133,6 +165,20 @@ def test_merged_codes_are_groups_of_the_old_ones():
                                    vectors[[c == code for c in new]].mean(0))
 
 
+def test_codes_are_joined_by_ward_and_unused_ones_go_to_their_nearest():
+    """Planted faults: another linkage; groups of one code under the name of another one."""
+    model = rivals.Merged(30, 3, 6)
+    model.old.copy_(torch.randn(30, 3).exp())
+    model.old[0], model.old[1] = 100.0, -100.0  # chosen by nothing
+    model.init_codes(model.old[2:] + 1e-4 * torch.randn(28, 3), 0)
+    theirs = hierarchy.fcluster(hierarchy.ward(model.old[2:].double().numpy()), 6, "maxclust")
+    pairs = set(zip(model.group[2:].tolist(), theirs.tolist(), strict=True))
+    assert len(pairs) == 6 == len({ours for ours, _ in pairs})
+    for code in (0, 1):
+        nearest = 2 + int((model.old[2:] - model.old[code]).square().sum(1).argmin())
+        assert model.group[code] == model.group[nearest]
+
+
 def test_position_norm_hears_of_no_other_position():
     norm, x = rivals.PositionNorm(8, silu=True), torch.randn(2, 8, 3, 4)
     y = norm(x)
@@ -157,16 +203,20 @@ def test_an_encoder_without_context_sees_near_pixels_only():
         assert (float(difference) == 0) == same
 
 
-def test_aps_takes_the_grid_of_largest_norm_and_follows_every_shift():
+def test_aps_follows_every_shift():
     layer, x = rivals.AdaptivePolyphase(4, "circular"), torch.randn(2, 4, 16, 16)
-    y, dense = layer(x), layer.conv(x)
-    for b in range(2):
-        grids = [dense[b, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        assert torch.equal(y[b], max(grids, key=lambda g: float(g.norm())))
-    moved = layer(x.roll((1, 3), (2, 3)))
+    y, moved = layer(x), layer(x.roll((1, 3), (2, 3)))
     found = [all(torch.allclose(moved[b], y[b].roll((i, j), (1, 2)), atol=1e-5) for b in (0,))
              for i in range(8) for j in range(8)]
     assert sum(found) == 1  # strided convolutions have no counterpart of odd shifts
+
+
+def test_aps_goes_by_the_euclidean_norm():
+    """Planted fault: the sum of absolute values."""
+    layer, x = rivals.AdaptivePolyphase(4, "circular"), torch.randn(64, 4, 4, 4)
+    for y, dense in zip(layer(x), layer.conv(x), strict=True):
+        grids = [dense[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        assert torch.equal(y, max(grids, key=lambda g: float(g.norm())))
 
 
 def test_the_causal_predictor_sees_the_past_only():
@@ -209,6 +259,16 @@ def test_penalties_by_a_second_route(name):
     torch.testing.assert_close(found, 0.5 * expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_causal_penalty_moves_what_is_predicted_too():
+    """Planted fault: the vectors to predict are constants, so only the predictor learns."""
+    more, model, x = extras(causal=0.5)
+    quantized = model.quantizer(model.encode(x).detach())
+    e = quantized.features.detach().requires_grad_()
+    (found,) = torch.autograd.grad(more.loss(model, x, quantized._replace(features=e), None), e)
+    (wanted,) = torch.autograd.grad(0.5 * (more.predictor(e) - e).square().mean(), e)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_gradients_on_used_and_unused_codes_add_up_to_those_on_all():
     gradients = {}
     codebook = torch.randn(12, 12)
@@ -221,6 +281,23 @@ def test_gradients_on_used_and_unused_codes_add_up_to_those_on_all():
         gradients[kind] = e.grad
     assert not gradients["used"][:5].any() and not gradients["unused"][5:].any()
     torch.testing.assert_close(gradients["used"] + gradients["unused"], gradients["all"])
+
+
+def test_the_penalty_of_an_update_is_that_of_its_arm():
+    """Planted fault: the penalty on all codes, whatever the arm says. While every code is in use,
+    `unused` is no penalty at all, and `used` is that on all."""
+    x, gradients = torch.rand(2, 3, 16, 16) * 2 - 1, {}
+    for name, changes in {"none": {}, "all": {"orthogonality": 9.0},
+                          "used": {"orthogonality": 9.0, "penalty_on": "used"},
+                          "unused": {"orthogonality": 9.0, "penalty_on": "unused"}}.items():
+        torch.manual_seed(0)
+        learner = stage1.Learner(dataclasses.replace(SMALL, **changes), devices.detect("float32"),
+                                 lambda x, y: (x - y).square().mean())
+        learner.generator_step(x)
+        gradients[name] = learner.model.quantizer.codebook.grad
+    assert torch.equal(gradients["unused"], gradients["none"])
+    assert torch.equal(gradients["used"], gradients["all"])
+    assert not torch.equal(gradients["used"], gradients["none"])
 
 
 def test_dead_codes_are_put_on_outputs_of_the_batch_until_the_last_fifth():
@@ -236,6 +313,19 @@ def test_dead_codes_are_put_on_outputs_of_the_batch_until_the_last_fifth():
     outputs = model.encode(x).permute(0, 2, 3, 1).flatten(0, 2)
     nearest = torch.cdist(model.quantizer.codebook[2:6], outputs).amin(1)
     assert nearest.max() < 1e-3
+
+
+def test_dead_codes_are_drawn_by_squared_distance(monkeypatch):
+    """Planted fault: the sum of absolute differences."""
+    more, model, x = extras(revive_every=10, orthogonality=10.0, steps=100)
+    more.age[2:6] = 10
+    outputs = model.encode(x).detach().permute(0, 2, 3, 1).flatten(0, 2)
+    wanted = torch.cdist(outputs, model.quantizer.codebook.detach()).amin(1).square()
+    drawn, seen = torch.Tensor.multinomial, []
+    monkeypatch.setattr(torch.Tensor, "multinomial", lambda self, *words, **options: (
+        seen.append(self), drawn(self, *words, **options))[1])
+    more.before(model, x, 0, 70)
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_ages_count_steps_and_lengths_stay():

@@ -51,6 +51,23 @@ def test_greedy_ignores_seeds_and_follows_the_uncached_argmax(model):
         assert torch.equal(model(text, codes, "t2i")[1].argmax(-1), codes.flatten(1))
 
 
+def test_every_step_has_its_own_random_number(model):
+    """Drawn again from the logits of the whole sequence. Planted faults: one number for all steps;
+    that of the step before."""
+    text, codes = prompts(6)
+    seeds = torch.arange(6)
+    painted, written = generate_images(model, text, seeds), generate_captions(model, codes, seeds)
+    with torch.no_grad():
+        images, words = model(text, painted, "t2i")[1], model(written, codes, "i2t")[0]
+    words[..., :2] = float("-inf")
+    for step in range(GRID**2):
+        wanted = choose(images[:, step], uniform(seeds, step))
+        assert torch.equal(painted.flatten(1)[:, step], wanted)
+    for step in range(1, L):
+        on = (written[:, :step] != 2).all(1)
+        assert torch.equal(written[on, step], choose(words[on, step - 1], uniform(seeds[on], step)))
+
+
 def test_bfloat16_sampling_takes_codes_that_are_nearly_the_best(model):
     text, _ = prompts(16)
     rounded = generate_images(model, text, torch.arange(16), greedy=True, dtype=torch.bfloat16)

@@ -62,6 +62,12 @@ def test_contrast_agrees_with_the_known_p_values_of_table_1():
         assert (0 in stats.contrast(parts, 1 - p + 0.001)[1]) is True
 
 
+def test_contrast_scales_with_its_weight():
+    """Planted fault: a variance that is weighted once."""
+    once, half = (stats.contrast([(weight, Group(1.0, 0.2, 4))]) for weight in (1.0, 0.5))
+    assert (half[0], *half[1]) == pytest.approx([x / 2 for x in (once[0], *once[1])])
+
+
 def test_contrast_without_spread_has_no_interval():
     assert stats.contrast([(1, Group(252, math.nan)), (-1, Group(14, math.nan))]) == (238, None)
     assert stats.contrast([(1, Group(0.5, 0.0))]) == (0.5, None)
@@ -92,8 +98,9 @@ def test_sign_flip_floor_and_scipy():
 
 
 def test_holm_known_values():
+    """Planted fault: a p-value above 1."""
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert stats.holm([0.9, 0.6]) == [1.0, 1.0]
     assert stats.holm([0.02]) == [0.02] and stats.holm([]) == []
 
 
@@ -146,6 +153,13 @@ def test_bootstrap_covers_the_spread_of_seeds():
     sc = Counts(random.binomial(n, 0.5), n)
     low, high = stats.bootstrap_difference(sc, te, case)
     assert low < 0.06 and high > 0.34  # all draws of the worst, of the best seed
+
+
+def test_the_bootstrap_gives_a_seed_all_its_cases():
+    """Planted fault: seeds drawn anew for every case, which makes the interval too narrow."""
+    n = np.ones((2, 8), dtype=int)
+    sc, te = (Counts(np.repeat([[right], [0]], 8, 1), n) for right in (0, 1))
+    assert stats.bootstrap_difference(sc, te, np.arange(8)) == (0.0, 1.0)
 
 
 def test_bootstrap_is_reproducible_and_refuses_other_scenes():

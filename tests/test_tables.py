@@ -204,8 +204,14 @@ def test_other_views(grid, built):
 # ---------------------------------------------------------------------------------- scenes
 
 
-def test_bootstrap_of_scenes(grid, built):
-    assert claims.primary(built["table1"]).estimate in claims.bootstrap(grid)
+def test_the_bootstrap_reads_its_own_split(grid, tmp_path, monkeypatch):
+    """Planted faults: scenes of both splits; sc − te."""
+    monkeypatch.setattr(fake_runs, "accuracy", lambda variant, seed, task, split, case: (
+        0.9 if (variant, split) == ("te", "test") else 0.5))
+    made = choose("laptop", "sc,te", "0,1", "", "", str(tmp_path))
+    fake_runs.finish(made)
+    held, seen = (claims.bootstrap(made, split=split) for split in ("test", "test_seen"))
+    assert 0.3 < held.low < 0.4 < held.high and seen.low < 0 < seen.high
     assert claims.bootstrap(choose("laptop", "sc,te", "0,5", results=grid.results)) is None
 
 

@@ -13,7 +13,7 @@ from tevq.config import ClassifierConfig, SettingsError, Stage1Config
 from tevq.models.classifier import Classifier
 from tevq.models.cpu_kernels import GroupNorm
 from tevq.models.losses import PatchDiscriminator
-from tevq.models.vqgan import DOWNSAMPLERS, VQGAN, Blur, MaxBlurpool, level_channels
+from tevq.models.vqgan import DOWNSAMPLERS, VQGAN, Blur, MaxBlurpool, Upsample, level_channels
 
 SMALL = Stage1Config(channels=8, codes=16, code_dim=12)
 
@@ -51,6 +51,20 @@ def test_max_blurpool_is_the_maximum_then_the_blur():
     x = torch.randn(1, 3, 8, 8)
     dense = torch.stack([x[..., i : i + 7, j : j + 7] for i in (0, 1) for j in (0, 1)]).amax(0)
     torch.testing.assert_close(MaxBlurpool(3, "replicate")(x), Blur(3, "replicate")(dense))
+
+
+def test_max_blurpool_on_a_torus_looks_right_and_below():
+    """Planted fault: a border on the other side, which moves the maximum by a pixel."""
+    x = torch.randn(1, 3, 8, 8)
+    dense = torch.stack([x.roll((-i, -j), (2, 3)) for i in (0, 1) for j in (0, 1)]).amax(0)
+    torch.testing.assert_close(MaxBlurpool(3, "circular")(x), Blur(3, "circular")(dense))
+
+
+def test_upsampling_repeats_every_pixel_before_its_convolution():
+    """Planted fault: pixels in between are blends of their neighbours."""
+    layer, x = Upsample(3), torch.randn(2, 3, 5, 4)
+    wanted = layer.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(layer(x), wanted)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -176,9 +190,14 @@ def test_the_last_multiplier_repeats_for_larger_strides():
     (torch.zeros(2, 1, 64, 64), "(2, 1, 64, 64)"), (torch.zeros(3, 64, 64), "(3, 64, 64)"),
     (torch.zeros(1, 3, 66, 64), "multiples of 4"),
     (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "uint8"),
-    (torch.full((1, 3, 64, 64), 255.0), "[-1, 1]"),
+    (torch.full((1, 3, 64, 64), -1.01), "[-1, 1]"),
 ])
 def test_bad_images_are_refused(x, word):
     with pytest.raises(SettingsError, match=word.replace("(", r"\(").replace(")", r"\)").replace(
             "[", r"\[").replace("]", r"\]")):
         VQGAN(SMALL).encode(x)
+
+
+def test_an_error_of_rounding_is_no_bad_image():
+    """Planted fault: a range without tolerance."""
+    VQGAN(SMALL).encode(torch.full((1, 3, 64, 64), 1.0005))
