@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from torture import run as torture
 
 # how long an example takes says something about the machine, not about the code
@@ -19,13 +20,21 @@ OUTCOMES: dict[str, torture.Outcome] = {}
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the web site, built once. `TEVQ_SITE` names one that is built already."""
+    """The folder of the web site, built once, by the first process of pytest that asks for it.
+
+    `TEVQ_SITE` names one that is built already.
+    """
     if given := os.environ.get("TEVQ_SITE"):
         return Path(given)
     from tevq.site.__main__ import build
 
-    folder = tmp_path_factory.mktemp("web") / "site"
-    build(folder, looked_at=24)
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "web/site"
+    with FileLock(shared / "web.lock"):
+        if not folder.is_dir():
+            folder.parent.mkdir()
+            build(folder, looked_at=24)
     return folder
 
 
