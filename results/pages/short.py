@@ -49,7 +49,7 @@ def why_in_short(frame: pd.DataFrame) -> str:
     """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
     done, planned = len(why.paired(frame, "te", "sc").values), len(why.SEEDS)
     parts = ["**Orthogonal codes, or just fewer?** [A plan](results/plan.md), written before its "
-             "runs, asks new trainings. `sc40` is `sc` with 40 codes. So far "
+             "runs, puts the question to new trainings. `sc40` is `sc` with 40 codes. So far "
              f"{done} of {planned} pairs of `te` and `sc` {'has' if done == 1 else 'have'} run."]
     rows = [{"Difference": f"`{a}` minus `{b}`"}
             | {head: _difference(why.paired(frame, a, b, column))
