@@ -4,8 +4,6 @@ A `Settings` object describes one cell (preset, variant, seed) of the study comp
 it names the run folder, so nobody mistakes a run for one with other settings.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import hashlib
@@ -223,7 +221,7 @@ class Settings:
         stride = self.stage1.stride
         return f"stride {stride}" if stride != Stage1Config().stride else ""
 
-    def override(self, values: dict[str, Any]) -> Settings:
+    def override(self, values: dict[str, Any]) -> "Settings":
         """A copy with dotted names replaced, e.g. `{"stage1.steps": 100}`.
 
         Raises SettingsError for an unknown name, a wrong type or a value out of range.
@@ -253,8 +251,10 @@ def _plain(group: Any, neutral: bool) -> Any:
 
 def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
     """`"stage1.steps=100, stage2.lr=1e-3"` (or a dictionary) -> `{name: value}`."""
-    if not text or isinstance(text, dict):
-        return dict(text or {})
+    if not text:
+        return {}
+    if isinstance(text, dict):
+        return dict(text)
     pairs = {}
     for part in filter(None, (p.strip() for p in str(text).split(","))):
         name, equals, value = part.partition("=")
@@ -267,8 +267,8 @@ def parse_overrides(text: str | dict[str, Any] | None) -> dict[str, Any]:
 def names() -> list[str]:
     """All dotted names that can be overridden."""
     tree = Settings().as_dict(neutral=True)
-    return [f"{k}.{n}".rstrip(".") for k, v in tree.items() if k not in CELL
-            for n in (v if isinstance(v, dict) else [""])]
+    leaves = [k for k, v in tree.items() if not isinstance(v, dict) and k not in CELL]
+    return leaves + [f"{k}.{n}" for k, v in tree.items() if isinstance(v, dict) for n in v]
 
 
 def digest(tree: dict[str, Any]) -> str:

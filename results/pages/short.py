@@ -19,7 +19,7 @@ SHORT = {  # a line of the README -> words of its claim
     "loses less in Quad1 when trained on a third of the scenes": "image, Quad1)",
     "describes images better, with words drawn by chance": "image→text: te above sc, mean",
     "describes images better, with the most likely words": "image→text, greedy",
-    "uses fewer of 256 codes": "mnist: te uses fewer codes",
+    "uses fewer codes": "mnist: te uses fewer codes",
     "reconstructs worse (perceptual distance; as a share)": "mnist: te reconstructs",
     "keeps its codes better when an item moves by whole strides (kappa)": "sc: grid",
     "keeps its codes better when it moves by less than a stride (kappa)": "sc: subgrid",
@@ -79,7 +79,7 @@ def _caveats(frame: pd.DataFrame) -> list[str]:
     before = (pairs.te - pairs.sc).astype(float).get(False, pd.Series(dtype=float))
     found = ["Official decoding is temperature 1 and top-k 38. The best is chosen for each variant "
              "on validation scenes. The second judge is another network, trained apart; it and the "
-             "best read a third of the test scenes."]
+             "best read only a part of the test scenes."]
     if len(used):
         found.append("Codes in use: " + ", ".join(
             f"`{name}` {used[name]:.0f}" for name in ("sc", "te", "sc40") if name in used) + ".")
