@@ -8,7 +8,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from filelock import FileLock
 from torture import run as torture
 
 # how long an example takes says something about the machine, not about the code
@@ -20,7 +19,7 @@ OUTCOMES: dict[str, torture.Outcome] = {}
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the web site, built once, by the first process of pytest that asks for it.
+    """The folder of the web site, built once: all its tests are one group, see below.
 
     `TEVQ_SITE` names one that is built already.
     """
@@ -28,13 +27,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(given)
     from tevq.site.__main__ import build
 
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder = shared / "web/site"
-    with FileLock(shared / "web.lock"):
-        if not folder.is_dir():
-            folder.parent.mkdir()
-            build(folder, looked_at=24)
+    folder = tmp_path_factory.mktemp("web") / "site"
+    build(folder, looked_at=24)
     return folder
 
 
@@ -45,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        # a file is tested by one process; all that look at the site by the one that builds it
+        group = "site" if "site" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
         for mark in item.iter_markers("promise"):
             assert mark.args[0] in torture.PROMISES, f"{item.nodeid}: {mark.args[0]}"
 

@@ -66,7 +66,7 @@ def call(clone: Path, *words: str, **more: str) -> list[str]:
 
 def told(clone: Path) -> tuple[str, str]:
     """What an installation and a start write down."""
-    return (f"{clone}: user=0 -m pip install --quiet --requirement requirements.txt",
+    return (f"{clone}: user=0 -m pip install --quiet --no-compile --requirement requirements.txt",
             f"{clone.parent}: tevq safe=1")
 
 

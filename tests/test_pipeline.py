@@ -394,13 +394,19 @@ def test_a_published_run_without_weights_is_trained_here(tmp_path, monkeypatch):
     assert there["stage1"].summary()["seconds"] == 1
 
 
+FIGURE = """\
+import matplotlib.pyplot as plt
+notebook.save(plt.figure(), study, "06_accuracy_equivariance")"""
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git clone")
 def test_a_command_changes_no_file_that_git_keeps(tmp_path):
     """Planted fault: results/<preset> as the default."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--shared", ROOT, clone], check=True)
-    for path in ("tevq", "notebooks", ".gitignore"):  # as they are, committed or not
+    for path in ("tevq", ".gitignore"):  # as they are, committed or not
         subprocess.run(["cp", "-r", ROOT / path, clone], check=True)
+    write_notebook(clone / "notebooks", "06_discussion", FIGURE)
     subprocess.run(["git", "-C", clone, "add", "-A"], check=True)
     subprocess.run(["git", "-C", clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit",
                     "-qm", "as it is", "--allow-empty"], check=True)
