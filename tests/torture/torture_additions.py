@@ -80,5 +80,7 @@ def test_what_is_added_goes_through_all_notebooks(tmp_path, record_property):
         "sc", "ap", "sg")} | {"01_dataset", "02_aliasing", "05_evaluation"} <= set(copies)
     table = (home.parent / "tables/table1.csv").read_text(encoding="utf-8")
     assert ",ap,0," in table and ",sg,0," in table and "missing" not in table
-    assert all(name in json.dumps(copies["01_dataset"]) for name in CLASSES)
+    rule = re.findall(r"(\w+) +\w+ +(?:upper|lower) (?:left|right)\\n",
+                      json.dumps(copies["01_dataset"]))  # as lines of output
+    assert rule == sorted(CLASSES)
     record_property("measured", f"{len(copies)} notebooks with what was added")

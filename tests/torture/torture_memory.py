@@ -1,5 +1,6 @@
 """Resident memory after 200 and after 2,000 steps of each stage."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,8 @@ def test_memory_does_not_grow(tmp_path, stage, record_property):
         [sys.executable, "-c", SCRIPT, stage, str(tmp_path), str(Path(__file__).parents[1])],
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    early, late = (int(line.split()[2]) for line in done.stdout.splitlines()
-                   if line.startswith("resident"))
+    # behind a line of progress, which has no end
+    early, late = map(int, re.findall(r"resident \d+ (\d+)", done.stdout))
     change = late / early - 1
     assert abs(change) <= 0.02, f"{early / 1e6:.0f} MB became {late / 1e6:.0f} MB"
     record_property("measured", f"{stage}: {early / 1e6:.0f} MB after 200 steps, "
