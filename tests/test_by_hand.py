@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tevq import presets
 from tevq.config import DataConfig
-from tevq.data import captions, scenes
+from tevq.data import captions, render, scenes
 from tevq.data.source import SourceImages, class_names, load_source
 from tevq.evaluate import metrics
 from tevq.models import classifier as networks
@@ -93,7 +93,7 @@ def test_items_are_28_pixels_two_from_the_edges_of_their_cell():
         wanted = torch.full((3, 64, 64), -1.0)
         wanted[:, top : top + 28, left : left + 28] = 1
         assert torch.equal(image, wanted)
-        crop = scenes.crop(image[None], torch.tensor([place]))
+        crop = render.crop(image[None], torch.tensor([place]))
         assert crop.shape == (1, 3, 28, 28) and (crop == 1).all()
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tevq import presets
-from tevq.data import scenes
+from tevq.data import render, scenes
 from tevq.data.source import load_source
 from tevq.evaluate.evaluator import encode_scenes
 from tevq.models import losses, sampling
@@ -139,7 +139,7 @@ def test_scenes_are_drawn_encoded_painted_and_judged(networks, drawn, pretend):
         codes = model.codes(x.contiguous(memory_format=torch.channels_last))
         painted = sampling.generate_images(generator, text, seeds, 1.0, 38)
         y = model.decode_codes(codes)
-    labels, colours = evaluator.predict(scenes.crop(y, torch.zeros(BATCH, dtype=torch.long)))
+    labels, colours = evaluator.predict(render.crop(y, torch.zeros(BATCH, dtype=torch.long)))
     assert encode_scenes(model, found, items, GPU).device.type == "cpu"  # read back at the end
     assert x.device == codes.device == painted.device == labels.device == colours.device
     assert painted.shape == (BATCH, GRID, GRID) and y.shape == x.shape

@@ -15,17 +15,7 @@ import numpy as np
 from tevq.config import DataConfig, SettingsError, unknown
 from tevq.data import captions
 from tevq.data.captions import CENTER, COLOURS, PLACES, UNUSED
-from tevq.data.render import (  # noqa: F401
-    IMAGE_SIZE,
-    OFFSETS,
-    RGB,
-    crop,
-    draw,
-    item_size,
-    offsets,
-    render,
-    scene_size,
-)
+from tevq.data.render import IMAGE_SIZE, OFFSETS, draw, item_size, render  # noqa: F401
 from tevq.data.source import SourceImages, class_names, load_source
 
 CASES = ("quad1", "quad2", "quad3", "quad4", "center")

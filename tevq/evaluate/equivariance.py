@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from tevq.data import scenes
+from tevq.data import render
 from tevq.data.source import SourceImages
 from tevq.models.rivals import merge_codes
 
@@ -112,8 +112,8 @@ class Probe:
         index = torch.randperm(len(items.labels), generator=random)
         self.count, self.device = min(count, len(index)), device
         self.images = items.images[index[: self.count]]
-        self.size = scenes.scene_size(self.images.shape[-1])  # S
-        self.offsets = scenes.offsets(self.size)
+        self.size = render.scene_size(self.images.shape[-1])  # S
+        self.offsets = render.offsets(self.size)
         # for the context measure: three items (of scene 0, its own among them), and all colours
         self.others = items.images[index.roll(1)[: self.count * 3] % len(items.labels)]
         self.colour = torch.randint(4, (self.count,), generator=random)
@@ -122,7 +122,7 @@ class Probe:
     def at(self, row: int, col: int) -> torch.Tensor:
         """Scenes (count, 3, S, S) with one item, its top-left pixel at (row, col)."""
         offset = torch.tensor([row, col]).expand(self.count, 2)
-        x = scenes.draw(self.images, self.colour, offset, torch.arange(self.count), self.count)
+        x = render.draw(self.images, self.colour, offset, torch.arange(self.count), self.count)
         return x.to(self.device)
 
     def crowded(self, quadrant: int) -> torch.Tensor:
@@ -131,7 +131,7 @@ class Probe:
         rest = [self.offsets[q] for q in range(4) if q != quadrant]
         offset = torch.tensor(rest).repeat(self.count, 1)
         scene = torch.arange(self.count).repeat_interleave(3)[: len(self.others)]
-        other = scenes.draw(self.others, self.other_colour, offset[: len(scene)], scene, self.count)
+        other = render.draw(self.others, self.other_colour, offset[: len(scene)], scene, self.count)
         return torch.maximum(x, other.to(self.device))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tevq.config import Settings
-from tevq.data import scenes
+from tevq.data import render, scenes
 from tevq.data.source import SourceImages
 from tevq.models.classifier import Classifier, build
 from tevq.runs import devices
@@ -68,9 +68,9 @@ def crops(items: SourceImages, index: Tensor, colour: Tensor, shift: Tensor) -> 
     index (B,), colour (B,), shift (B, 2) -> (B, 3, s, s) in [-1, 1].
     """
     B, images = len(index), items.images[index]
-    corner = torch.tensor(scenes.offsets(scenes.scene_size(images.shape[-1]))[0])
-    x = scenes.draw(images, colour, corner + shift, torch.arange(B), B)
-    return scenes.crop(x, torch.zeros(B, dtype=torch.long))
+    corner = torch.tensor(render.offsets(render.scene_size(images.shape[-1]))[0])
+    x = render.draw(images, colour, corner + shift, torch.arange(B), B)
+    return render.crop(x, torch.zeros(B, dtype=torch.long))
 
 
 def one_cycle(progress: float, warm: float = 0.15) -> float:
