@@ -76,26 +76,14 @@ def part_of(split: str) -> str:
     return "train" if split == "train" else "test"
 
 
-def split_size(data: DataConfig, split: str) -> int:
-    """Scenes of a split; the `_seen` control of a split has its size."""
-    part_of(split)  # refuses unknown names
-    return {"train": data.train, "val": data.val, "test": data.test}[split.removesuffix("_seen")]
-
-
-def item_range(split: str, count: int) -> range:
-    """Items open to a split out of `count` of its part: vals the first half, tests the second."""
-    if part_of(split) == "train":
-        return range(count)
-    return range(count // 2) if split.startswith("val") else range(count // 2, count)
-
-
 def build(data: DataConfig, split: str, labels: np.ndarray, batch: int = 16_384) -> Scenes:
     """The scenes of a split, from nothing.
 
     labels: (n,) classes of the items of the split's part. batch, scenes at a time, changes time and
     memory only. Raises SettingsError when a class has no items.
     """
-    n = split_size(data, split)
+    part_of(split)  # refuses unknown names
+    n = getattr(data, split.removesuffix("_seen"))  # the `_seen` control of a split has its size
     # cases in random order, each n / 5 times (or once more)
     case = np.empty(n, dtype=np.uint8)
     case[np.argsort(_stream(f"cases/{split}/{data.seed}", 0, n), kind="stable")] = (
@@ -121,13 +109,16 @@ def _stream(name: str, start: int, count: int) -> np.ndarray:
 
 def _pools(labels: np.ndarray, classes: int, split: str):
     """Items by class: (indices sorted by class, first of each class, number of each class)."""
-    allowed = item_range(split, len(labels))
-    labels = np.asarray(labels)[allowed.start:allowed.stop]
+    # of the items in part "test", validation has the first half, and the tests have the second
+    half = len(labels) // 2
+    start = half if split.startswith("test") else 0
+    stop = half if split.startswith("val") else len(labels)
+    labels = np.asarray(labels)[start:stop]
     counts = np.bincount(labels, minlength=classes)
     if counts.min() == 0:
         raise SettingsError(f"class {counts.argmin()} has no items for split {split!r}; every "
                             "class needs at least one, use the whole data set")
-    order = np.argsort(labels, kind="stable") + allowed.start
+    order = np.argsort(labels, kind="stable") + start
     return order, np.cumsum(counts) - counts, counts
 
 
