@@ -22,13 +22,12 @@ from tevq import config
 from tevq.config import ROOT, Settings, SettingsError, UserError
 from tevq.grid import Grid
 from tevq.runs import devices
-from tevq.runs.run import open_run, run_config
+from tevq.runs.run import open_run
 from tevq.runs.storage import read_json, write_atomically, write_json
 
 MIB = 2**20
 MOST_THERE = 64 * MIB  # what may be carried there
 PIECE, PIECES = 15 * MIB, 7  # of the archive that comes back
-RECORDS, STATES = "records", "states"
 SETS = {"mnist": "MNIST", "fashion": "FashionMNIST", "digits": ""}  # folders of torchvision's files
 SCRIPT = """#!/usr/bin/env bash
 # Trains what is packed beside it: bash run.sh [SECONDS] [AT ONCE]. The archive goes to $OUT.
@@ -54,15 +53,13 @@ def cells(grid: Grid) -> list[Settings]:
     from tevq import pipeline  # which the bare machine cannot import
 
     nodes = pipeline.build(grid)
-    painted = [node.settings[0] for node in nodes if node.notebook.startswith("04")]
-    first = [node.settings[0] for node in nodes if node.notebook.startswith("03")]
-    known = {json.dumps(run_config(s, "stage1")) for s in painted}
-    return painted + [s for s in first if json.dumps(run_config(s, "stage1")) not in known]
+    painted = [node.settings[0] for node in nodes if node.notebook == "04_stage2"]
+    return painted + [node.settings[0] for node in nodes if node.parameters.get("source")]
 
 
-def kinds(settings: Settings, grid: Grid | None) -> tuple[str, ...]:
+def kinds(settings: Settings, grid: Grid) -> tuple[str, ...]:
     """The kinds of runs of a cell; on another source than the grid's there is no generator."""
-    alone = grid is not None and settings.data.source != grid.settings.data.source
+    alone = settings.data.source != grid.settings.data.source
     return ("stage1", "quantizer", *(() if alone else ("stage2", "evaluation", "measures")))
 
 
@@ -91,15 +88,16 @@ def prepare(grid: Grid, folder: Path) -> str:
 def pack(grid: Grid, there: Path, todo: list[tuple[Settings, tuple[str, ...]]]) -> int:
     """Writes pack.tar.gz and run.sh; returns the bytes."""
     lines = [{"settings": s.as_dict(neutral=True), "kinds": k} for s, k in todo]
-    content = io.BytesIO()
+    listed, entry, content = json.dumps(lines).encode(), tarfile.TarInfo("cells.json"), io.BytesIO()
+    entry.size = len(listed)
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=6) as tar:
-        _add(tar, "cells.json", json.dumps(lines).encode())
+        tar.addfile(entry, io.BytesIO(listed))
         for path in sorted((ROOT / "tevq").rglob("*.py")):
             tar.add(path, path.relative_to(ROOT))
         for source in {s.data.source for s, _ in todo}:
             _add_source(tar, source)
         for run in runs_of(todo, grid.results):
-            for path in files_of(run.folder, STATES):
+            for path in (*records_of(run.folder), *state_of(run.folder)):
                 tar.add(path, Path("results", run.folder.relative_to(run.folder.parents[3]),
                                    path.relative_to(run.folder)))
     size = content.getbuffer().nbytes
@@ -111,12 +109,6 @@ def pack(grid: Grid, there: Path, todo: list[tuple[Settings, tuple[str, ...]]]) 
     write_atomically(there / "run.sh", SCRIPT.replace("@commit@", devices.commit())
                      .replace("@name@", name).encode())
     return size
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
 
 
 def _add_source(tar: tarfile.TarFile, name: str) -> None:
@@ -132,21 +124,19 @@ def _add_source(tar: tarfile.TarFile, name: str) -> None:
 
 def runs_of(todo: Iterable[tuple[Settings, tuple[str, ...]]], results: str | Path | None) -> list:
     """All runs of the cells, the classifier's too, each once."""
-    found = {}
-    for settings, wanted in todo:
-        for kind in ("classifier", *wanted):
-            run = open_run(settings, kind, results)
-            found[run.name] = run
-    return list(found.values())
+    found = [open_run(settings, kind, results) for settings, wanted in todo
+             for kind in ("classifier", *wanted)]
+    return list({run.name: run for run in found}.values())
 
 
-def files_of(folder: Path, what: str) -> list[Path]:
-    """RECORDS: all files of a run but its state; STATES: its weights and newest checkpoint, too."""
-    found = [path for path in sorted(folder.glob("*")) if path.is_file() and path.name[0] != "."
-             and path.suffix != ".owner"]
-    if what == STATES:
-        found += [*folder.glob("state/weights.*"), *sorted(folder.glob("state/step-*"))[-1:]]
-    return found
+def records_of(folder: Path) -> list[Path]:
+    """All files of a run but its state and its lock."""
+    return [path for path in sorted(folder.glob("[!.]*")) if path.is_file()]
+
+
+def state_of(folder: Path) -> list[Path]:
+    """The weights and the newest checkpoint of a run."""
+    return [*folder.glob("state/weights.*"), *sorted(folder.glob("state/step-*"))[-1:]]
 
 
 def take_in(grid: Grid, folder: Path) -> str:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tevq import presets
 from tevq.config import Settings
 from tevq.evaluate.evaluate import evaluate, evaluate_quantizer
 from tevq.evaluate.measures import measure
-from tevq.lease import MIB, PIECE, PIECES, RECORDS, STATES, files_of, runs_of
+from tevq.lease import MIB, PIECE, PIECES, records_of, runs_of, state_of
 from tevq.models.classifier import second_judge
 from tevq.runs import budget, devices
 from tevq.runs.storage import write_atomically, write_json
@@ -61,19 +62,17 @@ def work(path: Path, seconds: float, at_once: int = 0) -> int:
 
 def _side_by_side(path: Path, count: int, at_once: int, until: float) -> list[int]:
     """Exit codes of one process a cell; those that run past `until` are ended."""
-    waiting, running, codes = list(range(count)), [], []
-    while waiting or running:
-        while waiting and len(running) < at_once and time.time() < until:
-            running.append(subprocess.Popen(
-                [sys.executable, "-m", "tevq.leased", str(path), str(waiting.pop(0))]))
+    def run(number: int) -> int:
         if time.time() >= until:
-            waiting = []
-            for process in running:
-                process.terminate()  # what it had saved is intact
-        codes += [process.wait() for process in running if process.poll() is not None]
-        running = [process for process in running if process.returncode is None]
-        time.sleep(0.2)
-    return codes
+            return budget.EXIT_CODE
+        process = subprocess.Popen([sys.executable, "-m", "tevq.leased", str(path), str(number)])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(until - time.time())
+        process.terminate()  # what it had saved is intact
+        return process.wait()
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def one_cell(path: Path, number: int) -> int:
@@ -145,16 +144,18 @@ def archive(runs: list, out: Path, note: dict[str, Any]) -> None:
     """
     content, left_out, room = io.BytesIO(), [], PIECE * PIECES
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as tar:
-        for what in (RECORDS, STATES):
-            for run in runs:
-                records = files_of(run.folder, RECORDS)
-                files = records if what == RECORDS else files_of(run.folder, STATES)[len(records):]
-                size = sum(path.stat().st_size for path in files)
-                if what == STATES and content.tell() + size > room - MIB:
-                    left_out.append(run.name)
-                    continue
-                for path in files:
-                    tar.add(path, Path(*run.folder.parts[-4:], path.relative_to(run.folder)))
+        def add(files: list[Path], folder: Path) -> None:
+            for path in files:
+                tar.add(path, Path(*folder.parts[-4:], path.relative_to(folder)))
+
+        for run in runs:
+            add(records_of(run.folder), run.folder)
+        for run in runs:
+            state = state_of(run.folder)
+            if content.tell() + sum(path.stat().st_size for path in state) > room - MIB:
+                left_out.append(run.name)
+            else:
+                add(state, run.folder)
     blocks = [content.getvalue()[at : at + PIECE] for at in range(0, content.tell(), PIECE)]
     for old in out.glob("archive*"):
         old.unlink()
