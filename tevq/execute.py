@@ -127,7 +127,10 @@ def main() -> int:
     threading.Thread(target=_follow_parent, daemon=True).start()
     job = Job(**json.loads(sys.argv[1]))
     try:
-        notebook = _read(job) if job.page_only else _write(_execute(job, Path(sys.argv[2])), job)
+        import nbformat
+
+        notebook = (nbformat.read(job.copy, as_version=4) if job.page_only
+                    else _write(_execute(job, Path(sys.argv[2])), job))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -179,13 +182,6 @@ def describe(error: Exception) -> str:
     if type(error).__name__ == "DeadKernelError":
         return "the kernel died; most often the machine ran out of memory"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _read(job: Job):
-    """The executed copy."""
-    import nbformat
-
-    return nbformat.read(job.copy, as_version=4)
 
 
 def _write(notebook, job: Job):
