@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from tevq import forecast, pipeline, presets
 from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
@@ -31,18 +30,12 @@ work left (the same command goes on), 130 stopped by Ctrl-C (the same)
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Ends a wrong command line in one line instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"tevq: {message}; see ./run_all.sh --help\n")
-
-
-def parser() -> Parser:
-    """The options."""
-    made = Parser("run_all.sh", description="Runs the notebooks of the study with papermill.",
-                  epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-                  allow_abbrev=False)
+def parser() -> argparse.ArgumentParser:
+    """The options. A wrong command line ends in one line instead of a page of usage."""
+    made = argparse.ArgumentParser(
+        "run_all.sh", description="Runs the notebooks of the study with papermill.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    made.error = lambda message: made.exit(2, f"tevq: {message}; see ./run_all.sh --help\n")
     add, where = made.add_argument, made.add_mutually_exclusive_group().add_argument
     target = made.add_mutually_exclusive_group().add_argument
     add("--preset", default="smoke", metavar="NAME",

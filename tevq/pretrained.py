@@ -18,22 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __name__ == "__main__" and not util.find_spec("torch"):
     sys.exit("tevq: this Python has no torch; use .venv/bin/python, or install requirements.txt")
 import torch
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import max_pool2d, pad
 
-from tevq.config import (
-    MOST_SEED,
-    PUBLISHED,
-    EvaluationConfig,
-    Settings,
-    SettingsError,
-    UserError,
-    unknown,
-)
+from tevq.config import MOST_SEED, PUBLISHED, Settings, SettingsError, UserError, unknown
 from tevq.data.captions import PAD, Tokenizer, nearest, parse
 from tevq.data.source import class_names
 from tevq.evaluate.equivariance import Agreement, Encoded, encode, nearest_cell
@@ -49,7 +41,7 @@ from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 
 PRESET, SEED = "laptop", "0"  # what the repository brings, by results/laptop/models/make.py
 AT_ONCE = 64  # captions or images; after each such part it says how far it is
-OFFICIAL = EvaluationConfig()
+OFFICIAL = Settings().evaluation
 BLACK = -0.8  # what is darker is no part of an item; painted backgrounds are not quite -1
 
 
@@ -85,11 +77,11 @@ class Generator:
         check_options(temperature, top_k)
         seeds = [i + ((_seed(seed) + j) % 2**31 << 32)
                  for i in range(len(captions)) for j in range(samples)]
-        rows = [self._tokens(text) for text in captions for _ in range(samples)]
-        codes = self._parts("painted", torch.tensor(rows), torch.tensor(seeds), lambda *x: (
+        words = [text for text in captions for _ in range(samples)]
+        rows = torch.tensor([self._tokens(text) for text in words])
+        codes = self._parts("painted", rows, torch.tensor(seeds), lambda *x: (
             generate_images(self.model, *x, temperature, top_k, greedy)))
-        return self._pictures(self.evaluator.decode(codes), codes, [
-            text for text in captions for _ in range(samples)])
+        return self._pictures(self.evaluator.decode(codes), codes, words)
 
     def describe(self, pictures: Any, seed: int = 0, greedy: bool = True) -> list[str]:
         """One caption per picture."""
@@ -132,8 +124,7 @@ class Generator:
         size, stride = x.shape[-1], model.stride
         if not all(type(d) is int and abs(d) < size for d in (right, down)):
             raise SettingsError(f"cannot move by {right!r}, {down!r}; use whole pixels < {size}")
-        moved = torch.full_like(x, -1)
-        moved[(..., *_overlap(size, down, right))] = x[(..., *_overlap(size, -down, -right))]
+        moved = pad(x, (right, -right, down, -down), value=-1)  # below zero: cut off
         with devices.fewer_threads():
             both = [encode(model, y.to(self.evaluator.device)) for y in (x, moved)]
         cells = [nearest_cell(abs(d), stride) * (1 if d > 0 else -1) for d in (down, right)]
@@ -287,15 +278,12 @@ def in_type(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, t
     return {name: x.to(dtype) if x.is_floating_point() else x for name, x in weights.items()}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"tevq: {message}; see python -m tevq.pretrained --help\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 for what cannot be done."""
-    options = _Parser("python -m tevq.pretrained", description=__doc__,
-                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser("python -m tevq.pretrained", description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.error = lambda message: options.exit(  # one line instead of a page of usage
+        2, f"tevq: {message}; see python -m tevq.pretrained --help\n")
     add = options.add_argument
     add("task", nargs="?", default="install", choices=("install", "paint", "describe", "codes"))
     add("what", nargs="*", help="captions to paint, or pictures to describe or encode")
