@@ -34,6 +34,8 @@ with lock.hold(Path(sys.argv[1]), "work"):
 class OtherMachines:
     """The lock of a file system that reaches no other process."""
 
+    is_locked = True
+
     def __init__(self, path: Path):
         pass
 

@@ -191,16 +191,12 @@ def hold(path: Path, name: str, stop: Callable[[], bool] = lambda: False
                     os.utime(note)
 
     thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
-        if _acquire(lock, note, name, me, stop):
-            thread.start()
-            yield ours
-        else:
-            yield None
+        yield ours if _acquire(lock, note, name, me, stop) else None
     finally:
         over.set()
-        if thread.ident:
-            thread.join()
+        thread.join()
         with contextlib.suppress(OSError):
             if ours():
                 note.unlink()
@@ -211,12 +207,9 @@ def _acquire(lock: FileLock, note: Path, name: str, me: dict, stop: Callable[[],
     """Waits for the lock; False when `stop` said so."""
     said, beat, seen = -math.inf, -1, 0.0  # time of the last line, last sign of life, when seen
     while not stop():
-        free = True
-        with writing(note):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                free = False
+        with writing(note), contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+        free = lock.is_locked  # by us, so for all others of this machine
         if free and _create(note, me):
             return True
         holder, clock = read_json(note), time.monotonic()
