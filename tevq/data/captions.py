@@ -135,11 +135,8 @@ def _clause_table(classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _pad_rows(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     rows = [*rows, []]
-    lengths = np.array([len(row) for row in rows])
-    table = np.full((len(rows), lengths.max()), PAD, dtype=np.uint8)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return table, lengths
+    columns = np.array([*itertools.zip_longest(*rows, fillvalue=PAD)], dtype=np.uint8)
+    return np.ascontiguousarray(columns.T), np.array([len(row) for row in rows])
 
 
 def paraphrases(clauses, n: int, seed: int, names: tuple[str, ...]) -> list[str]:
