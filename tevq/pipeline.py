@@ -175,13 +175,10 @@ def plan(grid: Grid, notebooks: str = "", force: bool = False, folder: Path = FO
 
 def _copies(node: Node, nodes: list[Node]) -> dict[str, str]:
     """To which execution of each notebook a page leads: of the same cell, else of te, seed 0."""
-    found, own = {}, node.label.removeprefix(node.notebook)
-    for other in nodes:
-        end = other.label.removeprefix(other.notebook)
-        rank = (end != own, end != "-te-s0")
-        found[other.notebook] = min(found.get(other.notebook, (rank, other.label)),
-                                    (rank, other.label), key=lambda pair: pair[0])
-    return {name: label for name, (_, label) in found.items()}
+    ends, labels = (node.label.removeprefix(node.notebook), "-te-s0"), {n.label for n in nodes}
+    first = {other.notebook: other.label for other in reversed(nodes)}  # where there is neither
+    return {name: next((name + end for end in ends if name + end in labels), label)
+            for name, label in first.items()}
 
 
 def _sources(path: Path) -> list[str]:
