@@ -6,15 +6,13 @@ A notebook begins with a cell that makes `tevq` importable, its parameters cell,
     settings = grid.settings
 """
 
-from __future__ import annotations
-
 import inspect
 import io
 import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tevq import pretrained
 from tevq.config import LOCAL, ROOT, SettingsError, UserError, results_root, unknown
@@ -22,9 +20,6 @@ from tevq.data.source import load_source
 from tevq.grid import COMPARED, Grid, choose
 from tevq.pipeline import NOTEBOOKS
 from tevq.runs.run import open_run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INJECTED = "# Parameters\n"  # first line of the cell that papermill inserts
 SHOWS_TRAINED = ("02_aliasing", "04_stage2", "05_evaluation", "06_discussion")
@@ -94,10 +89,10 @@ def source(*things: Callable | type) -> None:
         display(Markdown(f"`{place}`\n\n```python\n{code}\n```"))
 
 
-def save(figure: Figure, grid: Grid, name: str, folder: Path | None = None) -> None:
+def save(figure: Any, grid: Grid, name: str, folder: Path | None = None) -> None:
     """Saves a figure as `<name>.png` in `results/<preset>/figures`, or in `folder`; closes it.
 
-    The notebook shows what was saved, so the two cannot differ.
+    figure: of matplotlib. The notebook shows what was saved, so the two cannot differ.
     """
     from IPython import display
     from matplotlib import pyplot

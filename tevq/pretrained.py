@@ -183,6 +183,8 @@ def _seed(seed: int) -> int:
 def _overlap(size: int, down: int, right: int) -> tuple[slice, slice]:
     """What a window of `size` covers of its own place after a move."""
     return tuple(slice(max(d, 0), size + min(d, 0)) for d in (down, right))
+
+
 def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     """The pretrained generator of a variant. Reads files where they lie; writes nothing.
 
