@@ -4,7 +4,6 @@ A `Settings` object describes one cell (preset, variant, seed) of the study comp
 it names the run folder, so nobody mistakes a run for one with other settings.
 """
 
-import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -12,7 +11,7 @@ import json
 import math
 import os
 import re
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -232,8 +231,8 @@ class Settings:
                 raise unknown("setting", name, known)
             group, _, leaf = name.rpartition(".")
             part = getattr(changed, group) if group else changed
-            part = dataclasses.replace(part, **{leaf: check(type(part), leaf, value, name)})
-            changed = dataclasses.replace(changed, **{group: part}) if group else part
+            part = replace(part, **{leaf: check(type(part), leaf, value, name)})
+            changed = replace(changed, **{group: part}) if group else part
         _check_combinations(changed)
         return changed
 

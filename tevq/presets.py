@@ -4,9 +4,8 @@ A variant changes one thing only. To add one, add a record to `VARIANTS`; a new 
 also needs its layer in `models/`. Nothing else is to be edited.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
@@ -151,13 +150,10 @@ def gpu() -> Settings:
 def plain() -> Settings:
     """Preset `gpu` without what the paper lacks: only its Adam, single words and codes, codes
     that start uniform, constant learning rates in Stage 1."""
-    full = gpu()
-    return dataclasses.replace(
-        full, preset="plain",
-        stage1=dataclasses.replace(full.stage1, codebook_start="uniform", warmup_steps=0,
-                                   decay=False),
-        stage2=dataclasses.replace(full.stage2, window=1, neighbours=0, t2i_share=0.5,
-                                   optimizer="adam", lr=1e-3, beta2=0.999))
+    return replace(gpu(), preset="plain").override({
+        "stage1.codebook_start": "uniform", "stage1.warmup_steps": 0, "stage1.decay": False,
+        "stage2.window": 1, "stage2.neighbours": 0, "stage2.t2i_share": 0.5,
+        "stage2.optimizer": "adam", "stage2.lr": 1e-3, "stage2.beta2": 0.999})
 
 
 def paper() -> Settings:
@@ -209,8 +205,7 @@ def load(preset: str = "smoke", variant: str = "te", seed: int = 0,
     if clash := {*OF_VARIANTS, *own} & set(changes):
         raise SettingsError(f"{', '.join(sorted(clash))} belongs to the variant; "
                             "choose a variant, or add one to tevq/presets.py")
-    settings = dataclasses.replace(PRESETS[preset](), variant=variant,
-                                   seed=check(Settings, "seed", seed))
+    settings = replace(PRESETS[preset](), variant=variant, seed=check(Settings, "seed", seed))
     made = settings.override({**own, **changes})
     check_arm(made.stage1)
     return made

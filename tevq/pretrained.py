@@ -10,12 +10,11 @@ float16 (half the size). In a program: `load("te").paint("the upper left is blue
 
 import argparse
 import contextlib
-import dataclasses
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -193,7 +192,7 @@ def load(variant: str = "te", results: str | Path | None = None) -> Generator:
     """
     if variant not in COMPARED:
         raise unknown("pretrained network", variant, COMPARED)
-    grid = dataclasses.replace(chosen(results), variants=(variant,))
+    grid = replace(chosen(results), variants=(variant,))
     settings, device = grid.settings, devices.detect("float32").device
     folder = grid.find("models")
     if results is None and not any(folder.glob("*.safetensors")):

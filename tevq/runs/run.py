@@ -8,11 +8,10 @@ One process at a time works on a run, see storage.py.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,8 @@ def origin(settings: Settings) -> Settings | None:
     """The cell of `sc` whose trained codes this one joins, see `rivals.Merged`; else None."""
     if not settings.stage1.merged_to:
         return None
-    stage1 = dataclasses.replace(settings.stage1, merged_to=0, quantizer="vq")
-    return dataclasses.replace(settings, variant="sc", stage1=stage1)
+    own = {"stage1.merged_to": 0, "stage1.quantizer": "vq"}
+    return replace(settings, variant="sc").override(own)
 
 
 def label(settings: Settings, kind: str) -> str:
