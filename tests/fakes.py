@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tevq.pipeline import NOTEBOOKS
+from tevq.runs.devices import ROOT
 
 
 def code(source: str, *tags: str) -> dict:
@@ -38,6 +39,18 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     for cell in book["cells"]:
         cell["source"] = "".join(cell["source"])
     return book
+
+
+def functions_of(name: str, **given: Any) -> dict[str, Any]:
+    """What a stored notebook imports and the functions it defines; `given` are the values of names
+    that other cells of it make."""
+    names = dict(given)
+    for cell in read(ROOT / "notebooks", name)["cells"]:
+        if cell["cell_type"] == "code":
+            parts = [part for part in ast.parse(cell["source"]).body
+                     if isinstance(part, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
+            exec(compile(ast.Module(parts, []), cell["id"], "exec"), names)
+    return names
 
 
 def parameters_cell(book: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from fakes import functions_of
 from pages import speed
 
 from tevq import presets
-from tevq.bench import jobs, timing
+from tevq.bench import peers, timing
 from tevq.bench.timing import GPT2, OURS, Benchmark, Contender
 from tevq.grid import choose
 from tevq.runs.devices import Device
@@ -105,17 +106,23 @@ def no_peers(monkeypatch):
 TWIN = (64, 2, 2)
 
 
-def small_jobs() -> list[Benchmark]:
+@pytest.fixture(scope="module")
+def jobs() -> dict:
+    """What notebook 07 imports and the functions it defines, on a CPU."""
+    return functions_of("07_benchmarks", where=CPU)
+
+
+def small(jobs: dict) -> list[Benchmark]:
     """Every job at the least size."""
-    targets = {GPT2: 2.0, jobs.DALLE: 3.0}
-    return [jobs.stage1_step("a", SMOKE, CPU, 2, False, (2.0, 1.0)),
-            jobs.stage1_step("b", SMOKE, CPU, 2, True, (2.0, 1.0)),
-            jobs.stage2_step("d", SMOKE, CPU, 2, TWIN, targets),
-            jobs.sampling("e", SMOKE, CPU, 1, TWIN, targets)]
+    targets = {GPT2: 2.0, peers.DALLE: 3.0}
+    return [jobs["stage1_step"]("a", SMOKE, 2, False, (2.0, 1.0)),
+            jobs["stage1_step"]("b", SMOKE, 2, True, (2.0, 1.0)),
+            jobs["stage2_step"]("d", SMOKE, 2, TWIN, targets),
+            jobs["sampling"]("e", SMOKE, 1, TWIN, targets)]
 
 
-def test_absent_peers_are_named_and_the_rest_runs(no_peers):
-    for made in small_jobs():
+def test_absent_peers_are_named_and_the_rest_runs(jobs, no_peers):
+    for made in small(jobs):
         assert [one.name for one in made.contenders] == [OURS]
         made.contenders[0].call()
         assert set(made.missing) == set(made.targets)  # targets of absent peers stay visible
@@ -125,10 +132,10 @@ def test_absent_peers_are_named_and_the_rest_runs(no_peers):
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_our_steps_move_every_trained_network(adversarial):
+def test_our_steps_move_every_trained_network(jobs, adversarial):
     start = 0 if adversarial else 10**6
     s = dataclasses.replace(SMOKE.stage1, disc_start=start)
-    step, model = jobs.learner_step(s, CPU, 2, lambda x, y: (x - y).square().mean())
+    step, model = jobs["learner_step"](s, 2, lambda x, y: (x - y).square().mean())
     before = [p.clone() for p in model.parameters()]
     step()
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
