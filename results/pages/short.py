@@ -52,7 +52,7 @@ def why_in_short(frame: pd.DataFrame) -> str:
              "runs, puts the question to new trainings. `sc40` is `sc` with 40 codes. So far "
              f"{done} of {planned} pairs of `te` and `sc` {'has' if done == 1 else 'have'} run."]
     rows = [{"Difference": f"`{a}` minus `{b}`"}
-            | {head: _difference(why.paired(frame, a, b, column))
+            | {head: why.paired(frame, a, b, column).shown or "–"
                for column, head in COLUMNS.items()}
             for a, b in DECIDING if why.paired(frame, a, b).values]
     if not rows:
@@ -61,13 +61,6 @@ def why_in_short(frame: pd.DataFrame) -> str:
                  f"*{why.decision(frame)['answer']}*.")
     return "\n\n".join([" ".join(parts), markdown(pd.DataFrame(rows).set_index("Difference")),
                         " ".join([*_caveats(frame), variety(frame)])])
-
-
-def _difference(c: Claim) -> str:
-    """Mean and interval over the seeds."""
-    if not c.values:
-        return "–"
-    return f"{c.estimate:+.3f} {text(c.interval) if c.interval else '(one seed)'}"
 
 
 def _caveats(frame: pd.DataFrame) -> list[str]:

@@ -50,6 +50,12 @@ class Claim(NamedTuple):
         return t_interval(self.values)
 
     @property
+    def shown(self) -> str:
+        """Mean and interval in words; empty without runs."""
+        span = text(self.interval) if self.interval else "(one seed)"
+        return f"{self.estimate:+.3f} {span}" if self.values else ""
+
+    @property
     def small(self) -> bool:
         """Two one-sided tests: the 90 % interval of the difference lies within ±margin."""
         inner = t_interval(self.values, 0.9) if self.margin else None
