@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit
 
 from tevq.config import Settings, SettingsError
 from tevq.data.scenes import CASES
@@ -193,6 +194,20 @@ def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
                  if line.get("task") == task]
     return pd.DataFrame(rows, columns=["scenes", "stride", "variant", "seed", "split", "sequences",
                                        *CASES])
+
+
+def lead(grid: Grid) -> pd.DataFrame:
+    """te - sc along the learning curves, text->image, mean of Quad1-4, of the seeds that have both.
+
+    Index split, sequences, seed; columns sc, te, `points` (te - sc), and `log-odds`: near 1 points
+    must shrink. An accuracy of 0 or 1 has no finite log-odds; it counts as 0.001 or 0.999.
+    """
+    curves = select(learning(grid), scenes="full", stride=grid.settings.stage1.stride)
+    found = curves.assign(value=curves[list(QUADS)].astype(float).mean(axis=1)).pivot(
+        index=["split", "sequences", "seed"], columns="variant", values="value")
+    found = found.reindex(columns=["sc", "te"]).dropna()
+    odds = logit(found.clip(0.001, 0.999))
+    return found.assign(points=found.te - found.sc, **{"log-odds": odds.te - odds.sc})
 
 
 def _table(frames: list[pd.DataFrame]) -> pd.DataFrame:
