@@ -81,7 +81,13 @@ def test_ratios_are_taken_turn_by_turn():
     assert row["ratio_low"] == row["ratio"] == row["ratio_high"] == 2
 
 
-def test_operations_and_memory_of_a_matrix_product():
+@pytest.fixture(scope="module")
+def jobs() -> dict:
+    """What notebook 07 imports and the functions it defines, on a CPU."""
+    return functions_of("07_benchmarks", where=CPU)
+
+
+def test_operations_and_memory_of_a_matrix_product(jobs):
     a, b = torch.randn(64, 128), torch.randn(128, 256)
 
     def call() -> None:
@@ -89,7 +95,7 @@ def test_operations_and_memory_of_a_matrix_product():
         d = c + 1
         del c, d
 
-    found = timing.examine(Contender("x", call, 1))
+    found = jobs["examine"](Contender("x", call, 1))
     assert found["flop"] == 2 * 64 * 128 * 256
     assert found["peak_mb"] == pytest.approx(2 / 16, rel=1e-3)
 
@@ -104,12 +110,6 @@ def no_peers(monkeypatch):
 
 
 TWIN = (64, 2, 2)
-
-
-@pytest.fixture(scope="module")
-def jobs() -> dict:
-    """What notebook 07 imports and the functions it defines, on a CPU."""
-    return functions_of("07_benchmarks", where=CPU)
 
 
 def small(jobs: dict) -> list[Benchmark]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.profiler import profile
 from torch.utils.benchmark import timer  # seconds; waits for a GPU first
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,7 +70,8 @@ def summary(benchmark: Benchmark, rows: list[dict[str, Any]], rates: dict[str, f
     (median, range), target, share of the limit; or why it is missing.
 
     rates: operations per second of limits that took no turns themselves, as contenders whose units
-    are operations; facts: `examine` of each contender."""
+    are operations; facts: of each contender `flop`, operations of a call, and `peak_mb`, its
+    peak memory in MiB."""
     frame, found = pd.DataFrame(rows), []
     speed = {name: (p.units / p.seconds).to_numpy() for name, p in frame.groupby("contender")}
     for one in benchmark.contenders:
@@ -104,26 +103,6 @@ def count(call: Callable[[], Any]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
-
-
-def examine(one: Contender) -> dict[str, float]:
-    """Operations of one call and its peak memory in MiB."""
-    return {"flop": count(one.call), "peak_mb": peak_memory(one.call) / 2**20}
-
-
-def peak_memory(call: Callable[[], Any]) -> float:
-    """Most bytes of tensors that one call holds at a time beyond those before it."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return float(torch.cuda.max_memory_allocated() - before)
-    with profile(profile_memory=True) as recorded:
-        call()
-    changes = [event.nbytes() for event in recorded.profiler.kineto_results.events()
-               if event.name() == "[memory]"]
-    return float(np.cumsum([0, *changes]).max())
 
 
 def bounds(folder: Path) -> pd.DataFrame:
