@@ -160,18 +160,18 @@ def vocabularies(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"kappa": float})
 
 
-def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -> pd.DataFrame:
-    """How far merging the baseline's codes down to our number of codes takes its kappa to ours.
+def at_equal_size(found: pd.DataFrame) -> pd.DataFrame:
+    """How far merging the codes of sc down to as many as te has takes its kappa to that of te.
 
-    found: as from `vocabularies`. One row per seed and measure: `baseline` and `ours` as trained,
-    `merged` (read off the baseline's line between two sizes, linear in the logarithm of the number
-    of codes), and `codes`, ours. Left out: seeds that lack a variant, sizes beyond the line.
+    found: as from `vocabularies`. One row per seed and measure: `baseline` (sc) and `ours` (te) as
+    trained, `merged` (read off the line of sc between two sizes, linear in the logarithm of the
+    number of codes), and `codes` of te. Left out: seeds that lack a variant, sizes beyond the line.
     """
     rows = []
     for (seed, measure), part in found.dropna(subset="kappa").groupby(["seed", "measure"],
                                                                       sort=False):
-        line = select(part, variant=baseline).sort_values("codes_used")
-        for own in select(part, variant=ours, groups=0).itertuples():
+        line = select(part, variant="sc").sort_values("codes_used")
+        for own in select(part, variant="te", groups=0).itertuples():
             if line.codes_used.min() <= own.codes_used <= line.codes_used.max():
                 merged = np.interp(np.log(own.codes_used), np.log(line.codes_used), line.kappa)
                 rows.append((seed, measure, own.codes_used, select(line, groups=0).kappa.iloc[0],
@@ -179,8 +179,8 @@ def at_equal_size(found: pd.DataFrame, baseline: str = "sc", ours: str = "te") -
     return pd.DataFrame(rows, columns=["seed", "measure", "codes", "baseline", "merged", "ours"])
 
 
-def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
-    """Learning curves of all Stage-2 runs of Tables 1, 2 and 4, on validation scenes.
+def learning(grid: Grid) -> pd.DataFrame:
+    """Learning curves, text->image, of all Stage-2 runs of Tables 1, 2 and 4, on validation scenes.
 
     Columns scenes (full, third), stride, variant, seed, split (val: held-out combinations,
     val_seen: seen ones), sequences, quad1 ... center.
@@ -191,7 +191,7 @@ def learning(grid: Grid, task: str = "t2i") -> pd.DataFrame:
         own = {"scenes": cell.size, "stride": s.stage1.stride, "variant": s.variant, "seed": s.seed}
         lines = cell.run("stage2").metrics() if cell.kind == "evaluation" else ()
         rows += [line | own | {"split": line["probe"]} for line in lines
-                 if line.get("task") == task]
+                 if line.get("task") == "t2i"]
     return pd.DataFrame(rows, columns=["scenes", "stride", "variant", "seed", "split", "sequences",
                                        *CASES])
 

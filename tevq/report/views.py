@@ -117,14 +117,14 @@ def sample_efficiency(table: pd.DataFrame) -> pd.DataFrame:
     return beside(ours, paper)
 
 
-def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+def reconstruction(table: pd.DataFrame) -> pd.DataFrame:
     """Table 3: codes used, perplexity, L1 and perceptual distance per source and variant.
 
     The paper's perceptual distance is LPIPS-VGG, and is left out where ours is another one.
     """
     distance = "/".join(dict.fromkeys(table.perceptual))
     heads = TABLE3 | {"perceptual": f"perceptual distance ({distance})"}
-    ours = tables.wide(select(table, split=split), ["source", "variant"], list(heads))
+    ours = tables.wide(select(table, split="test"), ["source", "variant"], list(heads))
     paper = published(3).pivot(index=["source", "variant"], columns="metric",
                                values=["value", "sd"])
     if distance != "lpips-vgg":
@@ -132,9 +132,9 @@ def reconstruction(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     return beside(ours.rename(columns=heads), paper.rename(columns=heads, level=1))
 
 
-def equivariance(table: pd.DataFrame, metric: str = "kappa") -> pd.DataFrame:
-    """Equation 2: one metric of the four measures, over all and over foreground cells."""
-    rows = select(table, task="measure", metric=metric)
+def equivariance(table: pd.DataFrame) -> pd.DataFrame:
+    """Equation 2: kappa of the four measures, over all and over foreground cells."""
+    rows = select(table, task="measure", metric="kappa")
     return plain(tables.wide(rows.assign(metric=rows.case + ", " + rows.cells), [
         "source", "variant"], [f"{case}, {kind}" for kind in CELLS for case in MEASURES]))
 
