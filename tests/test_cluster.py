@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from fakes import write_all, write_notebook
-from small import TINY
+from small import FEATURES, TINY
 
 from tevq import cluster, execute, pipeline
 from tevq.__main__ import main
@@ -30,7 +30,7 @@ TRAINING = """\
 import os, pathlib, time
 import psutil
 from tevq.train import loop, stage1
-stage1.KMEANS_VECTORS = 400
+stage1.KMEANS_VECTORS = {features}
 begin, save = loop.Loop.__init__, loop.Loop.save
 
 def always_save(self, *words, **more):
@@ -78,7 +78,8 @@ def files(runs: Path) -> list[str]:
 def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys, monkeypatch):
     """Planted faults: the notebook is not tried again; it starts from step 0."""
     beacon = tmp_path / "beacon"
-    write_notebook(folder, "03_stage1", TRAINING.format(beacon=str(beacon)))
+    write_notebook(folder, "03_stage1", TRAINING.format(
+        beacon=str(beacon), features=FEATURES))
     sets = [f"--set={name}={value}" for name, value in TINY.items()]
     words = ["--notebooks", "01,03", "--variants", "sc,te", *sets, "--results"]
     there, here = tmp_path / "there", tmp_path / "here"
@@ -96,12 +97,14 @@ def test_a_killed_worker_loses_nothing(tmp_path, folder, dask, capsys, monkeypat
     assert "2 Dask workers, without GPUs" in said and "3 done, 0 unchanged" in said
     assert "goes on from step 3 of 6" in (there / "smoke/logs/03_stage1-te-s0.log").read_text()
     assert not list(there.rglob(".signal-*"))
-    monkeypatch.setattr(stage1, "KMEANS_VECTORS", 400)
+    monkeypatch.setattr(stage1, "KMEANS_VECTORS", FEATURES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as workers have
-    for cell in made.cells:
-        stage1.train(cell, made.results)
-    torch.set_num_threads(threads)
+    try:
+        for cell in made.cells:
+            stage1.train(cell, made.results)
+    finally:
+        torch.set_num_threads(threads)
     # weights carry the digest of their content in their names, so these are compared too
     assert files(there / "smoke/runs") == files(here / "smoke/runs")
     capsys.readouterr()

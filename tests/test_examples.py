@@ -1,18 +1,15 @@
 """Fixed examples and figures: what is kept, and which rows a point of notebook 08 stands for."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import torch
+from fakes import functions_of
 from small import tiny
 
 from tevq.data.captions import UNUSED
 from tevq.data.source import class_names
 from tevq.evaluate import evaluate
-from tevq.presets import GROUPS
-from tevq.report import style, why
-from tevq.runs.devices import ROOT
+from tevq.report import style
 from tevq.runs.run import open_run
 
 NUMBERS = class_names("mnist")
@@ -61,12 +58,9 @@ def test_the_first_scenes_of_every_case():
 
 def test_a_point_is_a_mean_over_the_seeds_that_have_both_numbers():
     """Planted faults: x of one seed beside the mean y of all; plan and earlier seeds joined."""
-    book = json.loads((ROOT / "notebooks/08_why.ipynb").read_text("utf-8"))
-    source = next("".join(cell["source"]) for cell in book["cells"] if cell["id"] == "08-05")
     ran = pd.DataFrame({"variant": "te", "planned": [False, False, False, True],
                         "nats": [100.0, np.nan, 140.0, 90.0], "official": [0.8, 0.2, 0.9, 0.7]})
-    names = {"ran": ran, "style": style, "why": why, "GROUPS": GROUPS}
-    exec(source, names)
+    names = functions_of("08_why", ran=ran)
     figure, axes = style.new()
     names["points"](axes[0, 0], "nats", "official", say=True)
     drawn = {bool(len(spot.get_facecolor())): spot.get_offsets()[0].tolist()

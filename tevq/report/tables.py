@@ -199,15 +199,17 @@ def learning(grid: Grid) -> pd.DataFrame:
 def lead(grid: Grid) -> pd.DataFrame:
     """te - sc along the learning curves, text->image, mean of Quad1-4, of the seeds that have both.
 
-    Index split, sequences, seed; columns sc, te, `points` (te - sc), and `log-odds`: near 1 points
-    must shrink. An accuracy of 0 or 1 has no finite log-odds; it counts as 0.001 or 0.999.
+    Index split, sequences, seed; columns sc, te, `points` (te - sc), and two that need not shrink
+    where both come near 1: `log-odds` (of te minus of sc), `errors of sc / te`. For these an
+    accuracy of 0 or 1 counts as 0.001 or 0.999.
     """
     curves = select(learning(grid), scenes="full", stride=grid.settings.stage1.stride)
     found = curves.assign(value=curves[list(QUADS)].astype(float).mean(axis=1)).pivot(
         index=["split", "sequences", "seed"], columns="variant", values="value")
     found = found.reindex(columns=["sc", "te"]).dropna()
-    odds = logit(found.clip(0.001, 0.999))
-    return found.assign(points=found.te - found.sc, **{"log-odds": odds.te - odds.sc})
+    p = found.clip(0.001, 0.999)
+    return found.assign(**{"points": found.te - found.sc, "log-odds": logit(p.te) - logit(p.sc),
+                           "errors of sc / te": (1 - p.sc) / (1 - p.te)})
 
 
 def _table(frames: list[pd.DataFrame]) -> pd.DataFrame:
