@@ -104,14 +104,20 @@ def test_notebooks_run_with_nothing_to_compare(execute, tmp_path):
 
 
 def test_notebook_08_shows_what_has_run_and_names_what_has_not(execute, tmp_path, capsys):
-    """Planted faults: trainings of before the plan decide; an arm that has not run is not named."""
+    """Planted faults: trainings of before the plan decide; an arm that has not run is not named;
+    half of the arms make an answer; a pair that lacks a seed is not told."""
     grid = choose("smoke", "sc,te", "0,1", results=str(tmp_path))
     fake_runs.finish(grid)
     fake_runs.finish(choose("smoke", "sc,te", "100,101", results=str(tmp_path)))
+    fake_runs.finish(choose("smoke", "te", "102", results=str(tmp_path)))
     names, figures = execute("08_why", tmp_path, variants="sc,te", seeds="0,1")
     said = capsys.readouterr().out
-    assert "our judge: not settled" in said and "pairs of te and sc: 2" in said
+    assert "our judge: not settled" in said and "Preliminary answer: not settled. The re" in said
+    assert "Seeds with all that decides: 0 of 6" in said
     assert "not run yet: merged, sc40, te_revived" in said
+    assert names["seeds_of_both"]("te", "sc") == "2, not 102"
+    assert names["stands"]("merged", "official") == "missing"
+    assert [line["arm"] for line in names["differences"]] == ["te"]
     assert len(figures) == 7
     drawn = figures["08_bits"].axes[0]
     planned = names["means"][names["means"].planned]

@@ -28,9 +28,9 @@ SHORT = {  # a line of the README -> words of its claim
 }
 ANSWERS = {"same direction": "yes", "opposite direction": "no, worse"}  # else the verdict
 COLUMNS = {"official": "official decoding", "best": "each at its best",
-           "official_second": "official, second judge"}
-DECIDING = (("te", "sc"), ("sc40", "te"), ("merged", "te"), ("te_revived", "sc"), ("sc40", "sc"),
-            ("te40", "sc40"))
+           "official_second": "official, second judge", "best_second": "best, second judge"}
+CONTRASTS = (("te", "sc"), ("sc40", "te"), ("sc40", "sc"), ("merged", "te"), ("merged", "sc"),
+             ("te_revived", "te"), ("te_revived", "sc"))
 
 
 def in_short(grid: Grid) -> str:
@@ -47,20 +47,44 @@ def in_short(grid: Grid) -> str:
 
 def why_in_short(frame: pd.DataFrame) -> str:
     """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
-    done, planned = len(why.paired(frame, "te", "sc").values), len(why.SEEDS)
+    done, wanted = why.progress(frame)
     parts = ["**Orthogonal codes, or just fewer?** [A plan](results/plan.md), written before its "
-             "runs, puts the question to new trainings. `sc40` is `sc` with 40 codes. So far "
-             f"{done} of {planned} pairs of `te` and `sc` {'has' if done == 1 else 'have'} run."]
-    rows = [{"Difference": f"`{a}` minus `{b}`"}
-            | {head: why.paired(frame, a, b, column).shown or "–"
-               for column, head in COLUMNS.items()}
-            for a, b in DECIDING if why.paired(frame, a, b).values]
+             "runs, puts the question to new trainings. `sc40` is `sc` with 40 codes. `merged` has "
+             "the codes of a trained `sc`, joined to 40. `te_revived` is `te` with all its codes "
+             f"kept in use. So far {done} of {wanted} seeds have run with all of these."]
+    rows = []
+    for a, b in CONTRASTS:
+        found = {head: why.paired(frame, a, b, column) for column, head in COLUMNS.items()}
+        if seeds := len(found[COLUMNS["official"]].values):
+            rows.append({"Difference": f"`{a}` minus `{b}`", "seeds": str(seeds)}
+                        | {head: c.shown or "–" for head, c in found.items()})
     if not rows:
         return parts[0]
-    parts.append(f"{'Preliminary answer' if done < planned else 'The answer'}: "
-                 f"*{why.decision(frame)['answer']}*.")
+    parts += [f"{'Preliminary answer' if done < wanted else 'The answer'}: "
+              f"*{(answer := why.verdict(frame))}*.", why.MEANINGS[answer], *_reasons(frame)]
     return "\n\n".join([" ".join(parts), markdown(pd.DataFrame(rows).set_index("Difference")),
                         " ".join([*_caveats(frame), variety(frame)])])
+
+
+def _reasons(frame: pd.DataFrame) -> list[str]:
+    """What the answer rests on, once there is one: endpoints, arms, shares."""
+    endpoints = {head: column for column, head in COLUMNS.items()}
+    decided = {name + judge: found for judge in why.JUDGES
+               for name, found in why.decision(frame, judge).items()}
+    if set(decided.values()) == {"not settled"}:
+        return []
+    found = ["By endpoint: " + "; ".join(f"{head}: *{decided[column]}*"
+                                         for head, column in endpoints.items()) + "."]
+    found += ["By arm, with official decoding: " + "; ".join(
+        f"`{arm}` {why.standing(frame, arm).text}" for arm in why.DECIDING) + "."]
+    if not why.revived(frame):
+        found.append("`te_revived` does not count: its codes did not stay in use and orthogonal.")
+    for arm in why.FEW:
+        part, ends = why.share(frame, arm)
+        found.append(f"`{arm}` has {part:.0%} of the gain of `te`, " + (
+            f"95 % interval {ends.low:.0%} to {ends.high:.0%}." if ends else "with no interval."))
+    between = why.interaction(frame)
+    return [*found, f"Interaction with `te40`: {between.shown or 'not run yet'}."]
 
 
 def _caveats(frame: pd.DataFrame) -> list[str]:

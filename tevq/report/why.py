@@ -9,7 +9,7 @@ the same as the second judge reads it.
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,13 +28,26 @@ ARMS = {group: tuple(v.name for v in VARIANTS.values() if v.group == group)
 GROUP_OF = {arm: group for group, arms in ARMS.items() for arm in arms}
 SEEDS, MORE = range(100, 106), range(106, 112)  # of every arm; further ones where they were run
 FEW = ("merged", "sc40")  # of which one may reach te
+DECIDING = (*FEW, "te_revived")
 REVIVED = {"codes_used": (100, math.inf), "orthogonality": (0, 0.013)}  # then revival worked
+OFFSET = ("fsq40", "fsq240", "lfq")  # equation 5 of vectors with a common offset says little
 KINDS = ("quantizer", "evaluation", "measures")
 OFFICIAL = (1.0, 38)
 POINTS = sorted(GRID[:-1], key=lambda p: (abs(p[0] - 1), p[1] != 38, p[1] or 999))  # nearest first
 JUDGES = {"": "first", "_second": "second"}
 ENDPOINTS = ("official", "best")
 SECONDARY = ("held out − seen", "i2t_greedy", "recall_official")  # under Holm
+MEANINGS = {  # section 7 of the plan, and rule 6
+    "vocabulary": "The gain comes from a smaller vocabulary. The penalty is a way to find its "
+                  "size; equivariance is a by-product.",
+    "orthogonality": "Few codes do not help; orthogonal ones do, however many.",
+    "context": "The penalty helps only where attention and normalisation let codes depend on the "
+               "rest of the scene.",
+    "mixed": "Both have a part, where the intervals are narrow enough to tell.",
+    "it depends on decoding": "Part of the effect is how top-k cuts a large vocabulary.",
+    "not settled": "The reference effect was not seen again, or a deciding arm is missing. "
+                   "No explanation is claimed.",
+    "unsettled": "The two judges give different answers."}
 PREDICTORS = ("codes_used", "perplexity", "bits", "nats_test", "round_trip", "i2t_loss", "l1",
               "ceiling", "orthogonality", *(f"kappa_{name}" for name in MEASURES), "feature_error")
 
@@ -47,7 +60,7 @@ def point(split: str, at: tuple[float, int], judge: str = "first") -> str:
 def table(grid: Grid) -> pd.DataFrame:
     """A row per arm and seed: variant, seed, group, planned, state, and every measure.
 
-    `bits` and the nats are of an image; `state` is done, part or missing.
+    `bits` and the nats are of an image; `state` is done, part or missing; `device` is cpu or cuda.
     """
     cells = [(arm, seed, True) for seed in (*SEEDS, *MORE) for arm in GROUP_OF]
     cells += [(arm, seed, False) for arm, seed in itertools.product(grid.variants, grid.seeds)
@@ -77,6 +90,7 @@ def best_points(frame: pd.DataFrame) -> dict[tuple[str, bool], tuple[float, int]
     """
     means = frame.groupby(["variant", "planned"])[[point("val", at) for at in POINTS]].mean()
     means.columns = range(len(POINTS))
+    means = means.round(9)  # points are equal whatever the order of their seeds
     return {key: POINTS[place] for key, place in means.dropna().idxmax(axis=1).items()}
 
 
@@ -90,7 +104,8 @@ def _cell(grid: Grid, arm: str, seed: int) -> dict[str, Any]:
     codes = (s.data.scene // s.stage1.stride) ** 2
     done = sum(map(bool, found))
     return {"state": "missing" if not done else "done" if done == len(KINDS) else "part",
-            "run": runs["evaluation"].name} | _numbers(first, *found, codes)
+            "run": runs["evaluation"].name, "device": runs["evaluation"].made_on.get("device", "")
+            } | _numbers(first, *found, codes)
 
 
 def _numbers(stage1: Mapping, quantizer: Mapping, evaluation: Mapping, measured: Mapping,
@@ -185,35 +200,79 @@ def share(frame: pd.DataFrame, arm: str = "sc40", endpoint: str = "official", dr
     return whole, Interval(*np.quantile((few - sc) / (te - sc), [0.025, 0.975]).tolist())
 
 
-def _ends(frame: pd.DataFrame, arm: str, other: str, endpoint: str) -> Interval:
+class Standing(NamedTuple):
+    """Where an arm stands (rule 2): intervals of arm - te and of arm - sc."""
+
+    to_te: Interval
+    to_sc: Interval
+
+    @property
+    def reaches(self) -> bool:
+        """No more than MARGIN below te."""
+        return self.to_te.low > -MARGIN
+
+    @property
+    def stays(self) -> bool:
+        """No more than MARGIN above sc."""
+        return self.to_sc.high < MARGIN
+
+    @property
+    def text(self) -> str:
+        """In words; between is what lies below te and above sc."""
+        if not math.isfinite(self.to_te.low):
+            return "missing"
+        words = ["reaches te"] * self.reaches + ["stays at sc"] * self.stays
+        between = self.to_te.high < 0 < self.to_sc.low
+        return " and ".join(words) or ("lies between" if between else "too wide to tell")
+
+
+def standing(frame: pd.DataFrame, arm: str, endpoint: str = "official") -> Standing:
+    """Of a deciding arm; without end for fewer than two seeds."""
     level = 0.95 if arm in FEW else 0.9  # two of FEW are tried: Bonferroni
-    values = paired(frame, arm, other, endpoint).values
-    return t_interval(values, level) or Interval(-math.inf, math.inf)
+    return Standing(*(t_interval(paired(frame, arm, other, endpoint).values, level)
+                      or Interval(-math.inf, math.inf) for other in ("te", "sc")))
 
 
 def revived(frame: pd.DataFrame) -> bool:
-    """Whether the codes of te_revived were in use and orthogonal, on average."""
+    """Whether the codes of te_revived were in use and orthogonal, on average (rule 3)."""
     rows = frame[frame.planned.astype(bool) & (frame.variant == "te_revived")]
     return all(low <= rows[name].mean() <= high for name, (low, high) in REVIVED.items())
+
+
+def progress(frame: pd.DataFrame) -> tuple[int, int]:
+    """Seeds that have all that decides, and how many the plan asks for: twelve with a GPU."""
+    done = min(len(_values(frame, name + judge, "sc", "te", *DECIDING))
+               for name in ENDPOINTS for judge in JUDGES)
+    lent = (frame.planned.astype(bool) & (frame.device == "cuda")).any()
+    return done, len(SEEDS) + len(MORE) * bool(lent)
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """The answer, a key of MEANINGS: that of our judge unless the second one differs (rule 6)."""
+    found = {decision(frame, judge)["answer"] for judge in JUDGES}
+    return found.pop() if len(found) == 1 else "unsettled"
 
 
 def decision(frame: pd.DataFrame, judge: str = "") -> dict[str, str]:
     """The plan's rule for each endpoint, and the `answer` of both. judge: "" or `_second`."""
     found = {name: _decided(frame, name + judge) for name in ENDPOINTS}
-    same = len(set(found.values())) == 1
-    return found | {"answer": found["official"] if same else "it depends on decoding"}
+    known = not any(_lacks(frame, name + judge) for name in ENDPOINTS)
+    return found | {"answer": found["official"] if len(set(found.values())) == 1 else
+                    "it depends on decoding" if known else "not settled"}
+
+
+def _lacks(frame: pd.DataFrame, endpoint: str) -> bool:
+    return any(len(paired(frame, arm, "te", endpoint).values) < 2 for arm in ("sc", *DECIDING))
 
 
 def _decided(frame: pd.DataFrame, endpoint: str) -> str:
-    gain, arms = paired(frame, "te", "sc", endpoint).interval, (*FEW, "te_revived")
-    lacking = any(len(paired(frame, arm, "te", endpoint).values) < 2 for arm in arms)
-    if lacking or not gain or gain.low <= 0:
+    gain = paired(frame, "te", "sc", endpoint).interval
+    if _lacks(frame, endpoint) or gain.low <= 0:
         return "not settled"
-    reach = {arm: _ends(frame, arm, "te", endpoint).low > -MARGIN for arm in arms}
-    stay = {arm: _ends(frame, arm, "sc", endpoint).high < MARGIN for arm in arms}
+    *few, alive = (standing(frame, arm, endpoint) for arm in DECIDING)
     works = revived(frame)
-    vocabulary = works and stay["te_revived"] and any(reach[arm] for arm in FEW)
-    orthogonality = works and reach["te_revived"] and all(stay[arm] for arm in FEW)
+    vocabulary = works and alive.stays and any(arm.reaches for arm in few)
+    orthogonality = works and alive.reaches and all(arm.stays for arm in few)
     if vocabulary != orthogonality:
         return "vocabulary" if vocabulary else "orthogonality"
     local = paired(frame, "te_local", "sc_local", endpoint)
@@ -223,8 +282,8 @@ def _decided(frame: pd.DataFrame, endpoint: str) -> str:
 def secondary(frame: pd.DataFrame) -> pd.DataFrame:
     """The plan's family of tests besides the primary endpoint, exact p by sign flips, under Holm.
 
-    Rows: contrast, endpoint, seeds, mean, p, `p Holm`. Contrasts without seeds have no p, and are
-    no part of the family until they have run.
+    Rows: contrast, endpoint, seeds, mean, p, `p Holm`. The family has all of them from the start;
+    one without seeds has no p, and counts as 1.
     """
     frame, rows = frame.assign(**{"held out − seen": frame.official - frame.seen}), []
     for a, b in (("te", "sc"), ("sc40", "sc"), ("te_revived", "sc")):
@@ -234,9 +293,7 @@ def secondary(frame: pd.DataFrame) -> pd.DataFrame:
                          "mean": np.mean(values) if values else math.nan,
                          "p": sign_flip(values) if values else math.nan})
     found = pd.DataFrame(rows)
-    known = found.p.notna()
-    return found.assign(**{"p Holm": pd.Series(holm(found.p[known].tolist()),
-                                               found.index[known], dtype=float)})
+    return found.assign(**{"p Holm": np.where(found.p.isna(), math.nan, holm(found.p.fillna(1)))})
 
 
 def predictors(frame: pd.DataFrame, endpoint: str = "official", draws: int = 1000) -> pd.DataFrame:
@@ -246,6 +303,7 @@ def predictors(frame: pd.DataFrame, endpoint: str = "official", draws: int = 100
     (each group left out in turn). Only arms with all of a measure count.
     """
     means = frame.groupby(["variant", "group"])[[endpoint, *PREDICTORS]].mean().reset_index("group")
+    means.loc[means.index.isin(OFFSET), "orthogonality"] = math.nan
     random, rows = np.random.default_rng(0), []
     for name in PREDICTORS:
         known = means[["group", endpoint, name]].dropna()
