@@ -112,7 +112,7 @@ def test_notebook_08_shows_what_has_run_and_names_what_has_not(execute, tmp_path
     fake_runs.finish(choose("smoke", "te", "102", results=str(tmp_path)))
     names, figures = execute("08_why", tmp_path, variants="sc,te", seeds="0,1")
     said = capsys.readouterr().out
-    assert "our judge: not settled" in said and "Preliminary answer: not settled. The re" in said
+    assert "our judge: not settled" in said and "Preliminary answer: not settled. No expl" in said
     assert "Seeds with all that decides: 0 of 6" in said
     assert "not run yet: merged, sc40, te_revived" in said
     assert names["seeds_of_both"]("te", "sc") == "2, not 102"

@@ -358,7 +358,8 @@ def test_the_first_screen_says_how_far_the_plan_is():
                for seed, (sc, te) in enumerate(((0.7, 0.72), (0.7, 0.79)))
                for v, y in (("sc", sc), ("te", te))]
     said = short.why_in_short(pd.concat([made[made.seed == 100], pd.DataFrame(earlier)]))
-    assert "0 of 6 seeds" in said and "Preliminary answer: *not settled*. The ref" in said
+    assert "0 of 6 seeds" in said and "Preliminary answer: *not settled*. No expl" in said
+    assert "Fewer than two pairs with `te` have run of `sc`, `merged`, `sc40`, `te_rev" in said
     assert said.count("one seed") == 12 and "minus `te40" not in said and "`merged` m" not in said
     assert "+0.020 to +0.090 in the 2 earlier pairs" in said
     assert "Codes in use: `sc` 180, `te` 180, `sc40` 180." in said

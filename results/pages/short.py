@@ -71,6 +71,10 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
     endpoints = {head: column for column, head in COLUMNS.items()}
     decided = {name + judge: found for judge in why.JUDGES
                for name, found in why.decision(frame, judge).items()}
+    few = [arm for arm in ("sc", *why.DECIDING) if len(why.paired(frame, arm, "te").values) < 2]
+    if few:
+        return ["Fewer than two pairs with `te` have run of " + ", ".join(
+            f"`{arm}`" for arm in few) + "."]
     if set(decided.values()) == {"not settled"}:
         return []
     found = ["By endpoint: " + "; ".join(f"{head}: *{decided[column]}*"

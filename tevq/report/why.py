@@ -45,8 +45,8 @@ MEANINGS = {  # section 7 of the plan, and rule 6
                "rest of the scene.",
     "mixed": "Both have a part, where the intervals are narrow enough to tell.",
     "it depends on decoding": "Part of the effect is how top-k cuts a large vocabulary.",
-    "not settled": "The reference effect was not seen again, or a deciding arm is missing. "
-                   "No explanation is claimed.",
+    "not settled": "No explanation is claimed: a deciding arm is missing, or the gain of te was "
+                   "not seen again.",
     "unsettled": "The two judges give different answers."}
 PREDICTORS = ("codes_used", "perplexity", "bits", "nats_test", "round_trip", "i2t_loss", "l1",
               "ceiling", "orthogonality", *(f"kappa_{name}" for name in MEASURES), "feature_error")
