@@ -28,10 +28,7 @@ install() {
   installed && return
   has_pip || python3 -m venv --clear .venv
   unset PIP_TARGET PIP_PREFIX
-  # pip compiles on one core, this on all. It must be done: where PYTHONDONTWRITEBYTECODE is set,
-  # as in many containers, every process would compile again what it imports (10 s for torch)
-  PIP_USER=0 "$python" -m pip install --quiet --no-compile --requirement requirements.txt
-  "$python" -m compileall -qq -j 0 .venv >/dev/null 2>&1 || true  # some packages hold templates
+  PIP_USER=0 "$python" -m pip install --quiet --requirement requirements.txt
   wanted >.venv/installed.txt
 }
 if [ -z "${TEVQ_PYTHON:-}" ] && ! installed; then

@@ -40,7 +40,7 @@ def main() -> int:
     began, failed = time.monotonic(), []
     with (tempfile.TemporaryDirectory(prefix="tevq-test-", ignore_cleanup_errors=True) as place,
           beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5", "-n", "2",
-                 "--dist", "loadgroup") as pytest):
+                 "--dist", "loadfile") as pytest):
         steps = {
             "ruff": lambda: python("-m", "ruff", "check", "."),
             "tiny study": lambda: study(Path(place)),

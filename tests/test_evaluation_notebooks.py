@@ -115,8 +115,9 @@ def test_notebook_08_shows_what_has_run_and_names_what_has_not(execute, tmp_path
     assert "our judge: not settled" in said and "Preliminary answer: not settled. No expl" in said
     assert "Seeds with all that decides: 0 of 6" in said
     assert "not run yet: merged, sc40, te_revived" in said
-    assert names["seeds_of_both"]("te", "sc") == "2, not 102"
-    assert names["stands"]("merged", "official") == "missing"
+    assert names["seeds_of_both"]("te", "sc") == "2; not 102"
+    assert names["seeds_of_both"]("merged", "te") == "0"
+    assert names["stands"]("merged", "official") == "fewer than two seeds"
     assert [line["arm"] for line in names["differences"]] == ["te"]
     assert len(figures) == 7
     drawn = figures["08_bits"].axes[0]

@@ -168,7 +168,7 @@ def test_what_a_decision_rests_on():
 
 @pytest.mark.parametrize("level, spread, says", [
     (0.88, 0.0, "reaches te"), (0.80, 0.0, "stays at sc"), (0.84, 0.0, "lies between"),
-    (0.84, 0.05, "too wide to tell"), (0.84, None, "missing")])
+    (0.84, 0.05, "too wide to tell"), (0.84, None, "fewer than two seeds")])
 def test_where_an_arm_stands(level, spread, says):
     made = frame(**ARMS | {"merged": level})
     own = made.variant == "merged"

@@ -220,7 +220,7 @@ class Standing(NamedTuple):
     def text(self) -> str:
         """In words; between is what lies below te and above sc."""
         if not math.isfinite(self.to_te.low):
-            return "missing"
+            return "fewer than two seeds"
         words = ["reaches te"] * self.reaches + ["stays at sc"] * self.stays
         between = self.to_te.high < 0 < self.to_sc.low
         return " and ".join(words) or ("lies between" if between else "too wide to tell")
