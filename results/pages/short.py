@@ -68,17 +68,15 @@ def why_in_short(frame: pd.DataFrame) -> str:
 
 def _reasons(frame: pd.DataFrame) -> list[str]:
     """What the answer rests on, once there is one: endpoints, arms, shares."""
-    endpoints = {head: column for column, head in COLUMNS.items()}
-    decided = {name + judge: found for judge in why.JUDGES
-               for name, found in why.decision(frame, judge).items()}
-    few = [arm for arm in ("sc", *why.DECIDING) if len(why.paired(frame, arm, "te").values) < 2]
-    if few:
+    if few := why.lacking(frame):
         return ["Fewer than two pairs with `te` have run of " + ", ".join(
             f"`{arm}`" for arm in few) + "."]
+    decided = {name + judge: found for judge in why.JUDGES
+               for name, found in why.decision(frame, judge).items()}
     if set(decided.values()) == {"not settled"}:
         return []
     found = ["By endpoint: " + "; ".join(f"{head}: *{decided[column]}*"
-                                         for head, column in endpoints.items()) + "."]
+                                         for column, head in COLUMNS.items()) + "."]
     found += ["By arm, with official decoding: " + "; ".join(
         f"`{arm}` {why.standing(frame, arm).text}" for arm in why.DECIDING) + "."]
     if not why.revived(frame):

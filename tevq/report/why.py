@@ -86,12 +86,11 @@ def table(grid: Grid) -> pd.DataFrame:
 def best_points(frame: pd.DataFrame) -> dict[tuple[str, bool], tuple[float, int]]:
     """The point of the grid with the best mean over seeds on `val`, of every (variant, planned).
 
-    Of equal points the one nearest to the official one. Arms without a measured run are left out.
+    Of points equal to nine digits the one nearest to the official one. Arms without a measured run are left out.
     """
     means = frame.groupby(["variant", "planned"])[[point("val", at) for at in POINTS]].mean()
     means.columns = range(len(POINTS))
-    means = means.round(9)  # points are equal whatever the order of their seeds
-    return {key: POINTS[place] for key, place in means.dropna().idxmax(axis=1).items()}
+    return {key: POINTS[place] for key, place in means.round(9).dropna().idxmax(axis=1).items()}
 
 
 def _cell(grid: Grid, arm: str, seed: int) -> dict[str, Any]:
@@ -256,18 +255,19 @@ def verdict(frame: pd.DataFrame) -> str:
 def decision(frame: pd.DataFrame, judge: str = "") -> dict[str, str]:
     """The plan's rule for each endpoint, and the `answer` of both. judge: "" or `_second`."""
     found = {name: _decided(frame, name + judge) for name in ENDPOINTS}
-    known = not any(_lacks(frame, name + judge) for name in ENDPOINTS)
+    known = not any(lacking(frame, name + judge) for name in ENDPOINTS)
     return found | {"answer": found["official"] if len(set(found.values())) == 1 else
                     "it depends on decoding" if known else "not settled"}
 
 
-def _lacks(frame: pd.DataFrame, endpoint: str) -> bool:
-    return any(len(paired(frame, arm, "te", endpoint).values) < 2 for arm in ("sc", *DECIDING))
+def lacking(frame: pd.DataFrame, endpoint: str = "official") -> list[str]:
+    """Arms that decide, and have fewer than two pairs with te."""
+    return [arm for arm in ("sc", *DECIDING) if len(paired(frame, arm, "te", endpoint).values) < 2]
 
 
 def _decided(frame: pd.DataFrame, endpoint: str) -> str:
     gain = paired(frame, "te", "sc", endpoint).interval
-    if _lacks(frame, endpoint) or gain.low <= 0:
+    if lacking(frame, endpoint) or gain.low <= 0:
         return "not settled"
     *few, alive = (standing(frame, arm, endpoint) for arm in DECIDING)
     works = revived(frame)
