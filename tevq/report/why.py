@@ -86,7 +86,7 @@ def table(grid: Grid) -> pd.DataFrame:
 def best_points(frame: pd.DataFrame) -> dict[tuple[str, bool], tuple[float, int]]:
     """The point of the grid with the best mean over seeds on `val`, of every (variant, planned).
 
-    Of points equal to nine digits the one nearest to the official one. Arms without a measured run are left out.
+    Of points equal to nine digits the one nearest to the official one. Unmeasured arms are not in.
     """
     means = frame.groupby(["variant", "planned"])[[point("val", at) for at in POINTS]].mean()
     means.columns = range(len(POINTS))
