@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fakes import functions_of
+from matplotlib.text import Text
 from small import tiny
 
 from tevq.data.captions import UNUSED
 from tevq.data.source import class_names
 from tevq.evaluate import evaluate
-from tevq.report import style
+from tevq.report import style, why
 from tevq.runs.run import open_run
 
 NUMBERS = class_names("mnist")
@@ -68,3 +69,24 @@ def test_a_point_is_a_mean_over_the_seeds_that_have_both_numbers():
     assert {plan: [round(x, 9) for x in at] for plan, at in drawn.items()} == {
         False: [120.0, 0.85], True: [90.0, 0.7]}
     assert {text.get_text() for text in axes[0, 0].texts} == {"te (plan)", "te (before)"}
+
+
+def test_a_name_covers_neither_a_point_nor_another_name():
+    """All arms in three crowds. Planted faults: names left where they were first; points ignored;
+    names out of the panel."""
+    random = np.random.default_rng(0)
+    centre = np.repeat([[100, 0.7], [150, 0.8], [300, 0.9]], 10, axis=0)
+    places = centre + random.normal(0, (10, 0.01), (30, 2))
+    ran = pd.DataFrame({"variant": [*why.GROUP_OF], "planned": True, "bits": places[:, 0],
+                        "official": places[:, 1]})
+    names = functions_of("08_why", ran=ran)
+    figure, axes = style.new(1, 2, 12, 4.8)
+    axis = axes[0, 0]
+    names["points"](axis, "bits", "official")
+    names["key"](figure, "")
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    dots = axis.transData.transform(places)
+    assert len(boxes) == 30 and not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert sum(box.count_overlaps(boxes) for box in boxes) == len(boxes)  # each with itself
+    assert all(axis.bbox.contains(*end) for box in boxes for end in (box.min, box.max))
