@@ -3,9 +3,8 @@
     ./run_all.sh --site
     python -m http.server -d results/site
 
-The playground runs the networks by onnxruntime-web, which npm fetches once, in the version of
-`package-lock.json`. Without npm the playground says so, and all other pages are there. What npm
-fetched can also be copied from another machine, see `runtime`.
+The playground runs the networks by onnxruntime-web, which npm fetches once, see `runtime`. Without
+npm the playground says so, and all other pages are there.
 """
 
 import gzip
@@ -134,7 +133,6 @@ def _notebooks(made: Path) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         heading = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
         page = path.with_suffix(".html").read_text(encoding="utf-8")
-        page = re.sub(r"<img[^>]*src=\"https?:[^>]*>", "", page)  # a badge; nothing is fetched
         page = re.sub(r"<style>\s*main \{.*?</style>", "", page, flags=re.DOTALL)  # an older style
         page = _linked(page, NOTEBOOKS, made, "../")
         bar = '<p class="tevq-bar"><a href="../index.html#notebooks">All notebooks</a></p>'
