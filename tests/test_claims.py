@@ -83,6 +83,28 @@ def test_greedy_and_relative_claims_by_hand():
     assert claim.paper == pytest.approx(0.0048 / 0.0036 - 1)
 
 
+def test_a_difference_of_alike_pairs_is_not_to_be_trusted():
+    """Planted faults: the paired interval twice; a group with the wrong sign; one told of where
+    both intervals agree."""
+    from scipy.stats import ttest_ind
+
+    every = {c.text: c for c in study.all_claims(study.published_grid())}
+    lucky = [text for text, c in every.items() if c.lucky]
+    assert [text[:20] for text in lucky] == ["a third of the train", "text→image at stride"]
+    assert all(f"not to be trusted: unpaired {every[text].lucky}" in every[text].note
+               for text in lucky)
+    table = tables.read(study.published_grid(), "stride")
+    rows = tables.select(table, task="t2i", decoding="sampled", metric="digit", split="test")
+    mean = rows[rows.case != "center"].groupby(["seed", "variant"]).value.mean().unstack().dropna()
+    theirs = ttest_ind(mean.te, mean.sc, equal_var=False).confidence_interval()
+    assert every[lucky[1]].lucky == f"[{theirs.low:+.3f}, {theirs.high:+.3f}]"
+    claim = every[lucky[0]]
+    estimate = sum(weight * group.mean for weight, group in claim.groups)
+    assert estimate == pytest.approx(claim.estimate) and len(claim.groups) == 4
+    assert claim.verdict == "same direction" and "not to be" not in every[
+        "text→image: te above sc, mean of Quad1–4"].note
+
+
 def test_a_generator_below_the_mark_is_named_and_one_that_learned_nothing_decides_nothing():
     far = (0.3, 0.31, 0.32)
     claim = Claim("x", "4.1", far, 0.1, None, {"sc t2i": 0.57, "te t2i": 0.95})

@@ -70,8 +70,7 @@ def summary(benchmark: Benchmark, rows: list[dict[str, Any]], rates: dict[str, f
     (median, range), target, share of the limit; or why it is missing.
 
     rates: operations per second of limits that took no turns themselves, as contenders whose units
-    are operations; facts: of each contender `flop`, operations of a call, and `peak_mb`, its
-    peak memory in MiB."""
+    are operations; facts: `flop` (operations of a call) and `peak_mb` (MiB) of each contender."""
     frame, found = pd.DataFrame(rows), []
     speed = {name: (p.units / p.seconds).to_numpy() for name, p in frame.groupby("contender")}
     for one in benchmark.contenders:

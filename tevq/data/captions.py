@@ -89,8 +89,7 @@ def write(place: np.ndarray, colour: np.ndarray, label: np.ndarray, choices: np.
     """Captions of N scenes as token ids; clauses in slot order.
 
     place, colour, label: uint8 (N, 4), UNUSED (255) after the last item of a scene; choices:
-    uint64 (N, CHOICES), random; labels are below `classes`. Returns uint8 (N, LENGTH): BOS ... EOS
-    PAD ...
+    uint64 (N, CHOICES), random; labels are below `classes`. Returns uint8 (N, LENGTH), padded.
     """
     clauses, clause_lengths = _clause_table(classes)
     links, link_lengths = _pad_rows([[_ID[word] for word in link.split()] for link in CONNECTORS])

@@ -4,8 +4,7 @@ A source is one entry of `SOURCES`: its class words, and a loader of its items. 
 scikit-learn, `mnist` and `fashion` are downloaded once. Entries that end with a colon make a source
 out of the rest of its name:
 
-    folder:PATH          pictures in `PATH/train/<class>/` and `PATH/test/<class>/`, or all in
-                         `PATH/<class>/`
+    folder:PATH          pictures in `PATH/<class>/`, or `PATH/train/<class>/` and `PATH/test/...`
     idx:PATH             IDX files, plain or gzipped, with an optional `classes.txt` beside them
     idx-transposed:PATH  the same with rows and columns exchanged, as EMNIST is distributed
     torchvision:NAME     KMNIST, QMNIST, EMNIST/balanced ...: 28x28 data sets of torchvision

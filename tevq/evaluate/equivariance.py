@@ -4,16 +4,13 @@ One item is drawn on an empty scene, moved, and the codes of the half-sized wind
 it are compared. Four measures, because different things break them:
 
 * `official`: the five places of the official code, all ten pairs of quarter-grid windows;
-* `grid`: shifts by multiples of the stride, up to half a scene (32 px); borders, attention and
-  normalisation act;
-* `subgrid`: shifts by 1 ... stride - 1 px, against the unshifted codes at the nearest aligned
-  position; aliasing acts;
+* `grid`: shifts by whole strides, up to half a scene (32 px); borders, attention, normalisation;
+* `subgrid`: shifts by 1 ... stride - 1 px, against unshifted codes at the nearest cell; aliasing;
 * `context`: the item stays, the other quadrants are empty or filled; attention and normalisation.
 
 Background cells agree easily and a collapsed codebook always does, so each comes over all cells
 and over foreground cells only, with Cohen's kappa (agreement beyond what code frequencies give). A
-small vocabulary agrees more often than a large one, too: `merged` measures again with neighbouring
-codes taken for one.
+small vocabulary agrees more often, too: `merged` measures again with neighbouring codes as one.
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ class Evaluator:
 
     def score_images(self, images: torch.Tensor, scenes: Scenes) -> dict[str, Score]:
         """`metrics.IMAGE_METRICS` of images (N, 3, S, S) in [-1, 1] that should show `scenes`."""
-        labels, colours = read_places(images.to(self.device), scenes.place,
-                                      self.classifier.predict)
+        labels, colours = read_places(images.to(self.device), scenes.place, self.classifier.predict)
         center = torch.from_numpy(scenes.place[:, 0] == CENTER).to(self.device)
         ink = quadrant_ink(images.to(self.device), center).cpu().numpy()
         return score_images(labels, colours, scenes.label, scenes.colour, scenes.place, ink)

@@ -189,8 +189,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 def inside(points: Tensor, centres: Tensor, k: int = NEIGHBOURS) -> float:
     """Share of points (n, C) that lie within the reach of a centre (m, C), its k-th neighbour.
 
-    Improved precision (painted points, real centres) and recall (the reverse) of Kynkäänniemi et
-    al., 2019.
+    Precision (painted points, real centres) and recall (the reverse) of Kynkäänniemi et al., 2019.
     """
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     among = torch.cdist(centres, centres, **exact).sort(1).values  # column 0: itself

@@ -11,8 +11,7 @@ Images (`score_images`), by scene and then summed:
     digit_colour   named places with class and colour right / named places
     empty          unnamed quadrants without ink / unnamed quadrants (4 in center scenes, 0 in
                    quad4). The official scoring never looks at them.
-    scene          1 if all named places have class and colour right and no unnamed quadrant has
-                   ink / 1
+    scene          1 if all named places are right in both and no unnamed quadrant has ink / 1
 Captions (`score_captions`); a flagged caption (any problem in `captions.parse`) has no right slot:
     official_digit units with a place of the truth and its class / digits in the truth, by
                    `captions.official_units`; a repeated unit counts again, so it can exceed 1
@@ -95,8 +94,7 @@ def read_places(images: torch.Tensor, place: np.ndarray, predict: Callable
                 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and colour seen at each named place: two uint8 (B, 4), 255 in unused slots.
 
-    images: (B, 3, S, S) in [-1, 1]; place: uint8 (B, 4); predict: crops (M, 3, s, s) -> (classes
-    (M,), colours (M,)).
+    images: (B, 3, S, S) in [-1, 1]; place: uint8 (B, 4); predict: crops (M, 3, s, s) -> two (M,).
     """
     scene, slot = np.nonzero(place != UNUSED)
     seen = np.full((2, *place.shape), UNUSED, dtype=np.uint8)

@@ -228,8 +228,7 @@ class Transformer(nn.Module):
 
         text (B, L) and codes (B, h, w) are int64; `direction` is "t2i" or "i2t". Returns text
         logits (B, L-1, V) of words 1 ... L-1 (word 0 is BOS, given), and image logits of codes
-        0 ... N-1 (B, N, K) for t2i, of codes 1 ... N-1 (B, N-1, K) for i2t (nothing precedes the
-        first code there).
+        0 ... N-1 (B, N, K) for t2i, of codes 1 ... N-1 (B, N-1, K) for i2t, which begins with one.
         """
         words, grid = self.embed_text(text), self.embed_image(codes.flatten(1))
         L, N = self.L, self.N

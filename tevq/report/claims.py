@@ -1,7 +1,7 @@
 """The paper's claims and some of ours: what each compares, and how it is judged."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ class Claim(NamedTuple):
     digits: int = 3  # to show
     margin: float | None = MARGIN  # of what counts as none; None: no difference of accuracies
     detail: str = ""  # what the mean hides
+    groups: Sequence[tuple[float, Group]] = ()  # what is compared, weighted, without its pairs
 
     @property
     def estimate(self) -> float | None:
@@ -60,6 +61,12 @@ class Claim(NamedTuple):
         """Two one-sided tests: the 90 % interval of the difference lies within ±margin."""
         inner = t_interval(self.values, 0.9) if self.margin else None
         return inner is not None and -self.margin < inner.low and inner.high < self.margin
+
+    @property
+    def lucky(self) -> str:
+        """Welch's interval, without pairs, if 0 is in it and not in ours: the pairs are alike."""
+        wide = contrast(self.groups)[1] if self.groups and self.interval else None
+        return text(wide) if wide and 0 in wide and 0 not in self.interval else ""
 
     @property
     def verdict(self) -> str:
@@ -85,6 +92,7 @@ class Claim(NamedTuple):
             f"{len(self.values)} seeds" if self.interval else "one seed: no interval",
             "inside the paper's interval" if inside else "",
             f"within ±{self.margin}" if self.small and self.verdict != "no difference" else "",
+            f"not to be trusted: unpaired {self.lucky}" if self.lucky else "",
             f"limit {self.limit:.3f}" if self.limit is not None else "", self.detail,
             f"below {SETTLED} on seen Quad2–4: {', '.join(low)}" if low else "")))
 
@@ -187,18 +195,24 @@ def _gain(table1: pd.DataFrame, task: str, split: str = "test") -> pd.Series:
 def _versus(table1: pd.DataFrame, task: str, a: str, b: str, words: str, case: str = "mean",
             split: str = "test", theirs: str = "", detail: str = "") -> Claim:
     """a above b; `theirs`: the paper's variant in the place of b, when it is another one."""
-    found = scores(table1, task, case, split)
-    return Claim(f"{TITLES[task]}: {words}", SECTIONS[task], tuple((found[a] - found[b]).dropna()),
+    found = scores(table1, task, case, split)[[a, b]].dropna()
+    return Claim(f"{TITLES[task]}: {words}", SECTIONS[task], tuple(found[a] - found[b]),
                  *contrast([(1.0, _published(case=case, task=task, variant=a)),
                             (-1.0, _published(case=case, task=task, variant=theirs or b))]),
-                 _seen(table1, task, a, b), detail=detail)
+                 _seen(table1, task, a, b), detail=detail, groups=_groups(found, (1, -1)))
+
+
+def _groups(found: pd.DataFrame, weights: Iterable[float]) -> list[tuple[float, Group]]:
+    """The columns, rows seeds, as weighted groups."""
+    return [(weight, Group(found[name].mean(), found[name].std(), len(found)))
+            for name, weight in zip(found, weights, strict=True)]
 
 
 def _greedy(table1: pd.DataFrame, task: str) -> Claim:
     """te - sc where the most likely token is taken instead of one drawn by chance."""
-    found = scores(table1, task, decoding="greedy")
+    found = scores(table1, task, decoding="greedy")[["te", "sc"]].dropna()
     return Claim(f"{TITLES[task]}, greedy: te above sc, mean of Quad1–4", "ours",
-                 tuple((found.te - found.sc).dropna()),
+                 tuple(found.te - found.sc), groups=_groups(found, (1, -1)),
                  detail=f"te {found.te.mean():.3f}, sc {found.sc.mean():.3f}")
 
 
@@ -268,11 +282,14 @@ def _efficiency(table2: pd.DataFrame) -> list[Claim]:
     found = []
     for case, section, where, theirs in (("quad1", "4.3", "Quad1", paper),
                                          ("mean", "ours", "mean of Quad1–4", (None, None))):
-        cost = (scores(full, "t2i", case) - scores(third, "t2i", case))[["sc", "te"]].dropna()
+        both = pd.concat({size: scores(rows, "t2i", case)[["sc", "te"]] for size, rows in (
+            ("full", full), ("third", third))}, axis=1).dropna()
+        cost = both.full - both.third
         found.append(Claim(
             f"a third of the training scenes costs te less than sc (text→image, {where})", section,
             tuple(cost.sc - cost.te), *theirs, seen,
-            detail=f"sc {-cost.sc.mean():+.3f}, te {-cost.te.mean():+.3f}"))
+            detail=f"sc {-cost.sc.mean():+.3f}, te {-cost.te.mean():+.3f}",
+            groups=_groups(both, (1, -1, -1, 1))))
     return found
 
 
@@ -323,7 +340,6 @@ def _seen(table1: pd.DataFrame, task: str, *variants: str) -> dict[str, float]:
 
 
 def _published(table: int = 1, case: str = "mean", **where: str) -> Group:
-    """A case of Table 1 or 2, or the mean of its cases with the mean of their SDs: its SD at
-    most."""
+    """A case of Table 1 or 2, or the mean of its cases with the mean of their SDs, an upper one."""
     rows = select(published(table), **where, **({} if case == "mean" else {"case": case}))
     return Group(float(rows.value.mean()), float(rows.sd.mean()))

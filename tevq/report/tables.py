@@ -224,8 +224,7 @@ def _table(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _rows(cell: Cell, expected: Iterable[tuple], found: Iterable[dict[str, Any]],
           keys: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A row for every expected value of the keys, with `value`, `n` and `more` where the run has
-    them."""
+    """A row for every expected value of the keys, with `value`, `n` and `more` that the run has."""
     index = pd.MultiIndex.from_tuples(list(expected), names=keys)
     values = pd.DataFrame(list(found), columns=[*keys, "value", "n", *more], dtype=object)
     values = values.set_index(list(keys)).reindex(index).reset_index()

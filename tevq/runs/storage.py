@@ -173,8 +173,7 @@ def hold(path: Path, name: str, stop: Callable[[], bool] = lambda: False
     It is taken over when its owner is known to be dead, or has shown no sign of life for STALE.
 
     name: what is locked, for messages; stop: asked while waiting, True gives up. Yields a function
-    that tells whether the lock is still ours; None when `stop` said so. Raises StorageError for a
-    read-only folder.
+    that tells whether the lock is still ours; None after `stop`. Raises StorageError if read-only.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

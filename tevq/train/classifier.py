@@ -58,8 +58,7 @@ def _train(run: Run, settings: Settings) -> None:
         if (step + 1) % LOG_EVERY == 0:
             loop.log(loss=loss)
     summary = accuracy(model.eval(), scenes.load_items(settings.data, "test"), where)
-    run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch},
-               model.state_dict())
+    run.finish(summary | {"seconds": loop.seconds, "items": s.steps * s.batch}, model.state_dict())
 
 
 def crops(items: SourceImages, index: Tensor, colour: Tensor, shift: Tensor) -> Tensor:
