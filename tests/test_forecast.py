@@ -29,13 +29,13 @@ def results(tmp_path, monkeypatch) -> Path:
         (folder / f"{label}.ipynb").write_text(json.dumps({"metadata": {"tevq": told}}))
     settings = choose("smoke", "sc", "0").settings
     for kind, seconds in {"classifier": 10, "stage1": 600, "quantizer": 5, "stage2": 900,
-                          "evaluation": 20}.items():
+                          "evaluation": 20, "measures": 70}.items():
         run = open_run(settings, kind, tmp_path / "results")
         run.folder.mkdir(parents=True)
         machine = {"device": "cpu", "device_name": "Slow Processor"}
         (run.folder / "config.json").write_text(json.dumps({"machine": machine}))
         steps = {"steps": getattr(settings, kind).steps} if kind.startswith("stage") else {}
-        weights = None if kind == "quantizer" else {"w": torch.ones(1)}
+        weights = None if kind in ("quantizer", "measures") else {"w": torch.ones(1)}
         run.finish({"seconds": seconds} | steps, weights)
     return tmp_path / "results"
 
@@ -50,11 +50,12 @@ def test_trainings_that_are_at_hand_take_no_time(results):
 
 
 def test_trainings_that_are_lacking_are_counted(results):
-    """Planted faults: the time of a page that found everything trained; steps not looked at."""
+    """Planted faults: the time of a page that found everything trained; steps not looked at;
+    measures left out."""
     found = costs(results, "te", "0", "1")
     assert found["03_stage1-te-s0"] == Cost(605, 1500, "Slow Processor")
     assert found["04_stage2-te-s0"].seconds == 900
-    assert found["05_evaluation"] == Cost(60, 1500, "this machine")
+    assert found["05_evaluation"] == Cost(90, 1500, "Slow Processor")
     steps = choose("smoke", "sc").settings.stage2.steps
     half = costs(results, "te", "0", "1", f"stage2.steps={steps // 2}")
     assert half["04_stage2-te-s0"].seconds == pytest.approx(450, rel=0.05)
@@ -65,7 +66,7 @@ def test_dry_run_tells_or_says_that_it_cannot(results, tmp_path, capsys):
     assert main([*words, "--results", str(results)]) == 0
     said = capsys.readouterr().out
     assert "03_stage1-te-s0" in said and "about 10.1 min, 1.5 GB (Slow Processor)" in said
-    assert "about 30.1 min for 7 of 7 notebooks" in said
+    assert "about 30.6 min for 7 of 7 notebooks" in said
     assert main([*words, "--results", str(tmp_path / "empty")]) == 0
     said = capsys.readouterr().out
     assert said.count("no record of its time") == 7 and "about" not in said

@@ -14,7 +14,7 @@ from tevq.runs.budget import in_words
 from tevq.runs.storage import read_json
 
 KINDS = {"03_stage1": ("classifier", "stage1", "quantizer"), "04_stage2": ("stage2",),
-         "05_evaluation": ("evaluation",)}  # the long work in a notebook
+         "05_evaluation": ("evaluation", "measures")}  # the long work in a notebook
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def _expected(grid: Grid, node: Any) -> Cost | None:
               (root, like, "this machine"), (config.PUBLISHED, like, "published copies"))
     found = [(copied, where) for place, name, where in places
              if (copied := _copied(place.glob(name)))]
-    lacking = [_record(s, kind, grid.results) for s in node.settings
-               for kind in KINDS.get(notebook, ())]
+    lacking = [_record(grid, s, kind) for s in node.settings for kind in KINDS.get(notebook, ())]
     if not found or None in lacking:
         return None
     ((seconds, memory), where), more = found[0], sum(part for part, _ in lacking)
@@ -81,14 +80,15 @@ def _copied(paths: Iterable[Path]) -> tuple[float, float] | None:
         if seconds else None
 
 
-def _record(settings: Settings, kind: str, results: str) -> tuple[float, str] | None:
+def _record(grid: Grid, settings: Settings, kind: str) -> tuple[float, str] | None:
     """Seconds that a run will take, 0 if it is at hand, and the machine that says so."""
     import torch
 
     from tevq.runs.run import Run, open_run
 
-    run = open_run(settings, kind, results)
-    if run.has_weights or run.done and kind in ("quantizer", "evaluation"):
+    run, trained = (open_run(settings, name, grid.results) for name in (kind, "stage2"))
+    none = kind == "measures" and (settings not in grid.cells or trained.done > trained.has_weights)
+    if none or run.has_weights or run.done and kind in ("quantizer", "evaluation", "measures"):
         return 0.0, ""
     like = [Run(path.parent, {}) for folder in (run.own, config.PUBLISHED / settings.preset / "runs"
             / kind / "x") for path in folder.parent.glob("*/summary.json")]

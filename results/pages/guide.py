@@ -13,10 +13,10 @@ from tevq.data.captions import LENGTH, TEMPLATES, vocabulary
 from tevq.data.source import class_names
 from tevq.grid import Grid, choose
 from tevq.models import transformer
-from tevq.report import views
+from tevq.report import views, why
 from tevq.runs.budget import in_words
 from tevq.runs.devices import ROOT
-from tevq.runs.run import Run, open_run
+from tevq.runs.run import open_run
 from tevq.runs.storage import read_json
 
 TIMES = ROOT / "results" / "times.csv"
@@ -71,16 +71,20 @@ def _rendered(grid: Grid) -> str:
 
 def _anew(grid: Grid, device: str) -> str:
     """Time of a seed of sc and te that nobody has trained: twice the mean of each kind of run."""
-    total, names = 0.0, {}
-    for kind in ("stage1", "quantizer", "stage2", "evaluation"):
-        runs = [Run(path.parent, {}) for path in sorted(
-            (ROOT / "results" / grid.preset / "runs" / kind).glob("*/summary.json"))]
-        told = [run for run in runs if run.made_on.get("device") == device]
+    total, names, absent = 0.0, {}, []
+    cells = [grid.cell(v, seed) for v in ("sc", "te") for seed in (*grid.seeds, *why.SEEDS)]
+    for kind in ("stage1", "quantizer", "stage2", "evaluation", "measures"):
+        runs = [open_run(cell, kind, grid.results) for cell in cells]
+        told = [run for run in runs if run.done and run.made_on.get("device") == device]
         if not told:
-            return "not measured yet"
+            absent.append(kind)
+            continue
         total += 2 * sum(run.summary()["seconds"] for run in told) / len(told)
         names |= dict.fromkeys(run.made_on["device_name"] for run in told)
-    return f"{in_words(total)} ({', '.join(names)})"
+    if set(absent) - {"measures"}:
+        return "not measured yet"
+    lacks = ", without what notebook 08 measures" * bool(absent)
+    return f"{in_words(total)}{lacks} ({', '.join(names)})"
 
 
 def record(preset: str) -> None:
