@@ -31,9 +31,10 @@ SHORT = {  # a line of the README -> words of its claim
 ANSWERS = {"same direction": "yes", "opposite direction": "no, worse"}  # else the verdict
 COLUMNS = {"official": "official decoding", "best": "best decoding",
            "official_second": "official, second judge", "best_second": "best, second judge"}
+SAME_SCENES = {"official": why.point("test", why.OFFICIAL)}  # those that the second judge reads
 ARMS = {"te": "`te`: orthogonal codes", "sc40": "`sc40`: `sc` with 40 codes",
         "merged": "`merged`: the codes of a trained `sc`, joined to 40",
-        "te_revived": "`te_revived`: `te` with all its codes kept in use"}
+        "te_revived": "`te_revived`: `te`, its unused codes put back to use"}
 
 
 def in_short(grid: Grid) -> str:
@@ -62,29 +63,32 @@ def why_in_short(frame: pd.DataFrame) -> str:
             row[head] = "–"
             if arm == other:
                 continue
-            c, second = (why.paired(frame, arm, other, end + judge) for judge in why.JUDGES)
+            c, first, second = (why.paired(frame, arm, other, name) for name in (
+                end, SAME_SCENES.get(end, end), f"{end}_second"))
             row[head] = c.shown or "not run yet"
-            if c.values and second.values:
+            if c.values and first.values and second.values:
                 row["seeds"] = str(len(c.values))
-                moved.append(abs(second.estimate - c.estimate))
+                moved.append(abs(second.estimate - first.estimate))
         rows.append(row)
     if {row["seeds"] for row in rows} == {"–"}:
         return parts[0]
-    parts += [f"{'Preliminary answer' if done < wanted else 'The answer'}: "
-              f"*{(answer := why.verdict(frame))}*.", why.MEANINGS[answer], *_reasons(frame)]
+    answer = why.verdict(frame)
+    parts += [f"{'Preliminary answer' if done < wanted else 'The answer'}: *{answer}*."]
+    parts += [why.MEANINGS[answer]] * (answer != "not settled") + _reasons(frame)
     return "\n\n".join([" ".join(parts), markdown(pd.DataFrame(rows).set_index("Trained anew")),
                         " ".join([*_caveats(frame, max(moved)), variety(frame)])])
 
 
 def _reasons(frame: pd.DataFrame) -> list[str]:
     """What the answer rests on, once there is one: endpoints, arms, shares."""
-    if few := why.lacking(frame):
-        return ["Fewer than two pairs with `te` have run of " + ", ".join(
-            f"`{arm}`" for arm in few) + "."]
+    pairs = {arm: len(why.paired(frame, arm, "te").values) for arm in why.lacking(frame)}
+    if pairs:
+        told = ", ".join(f"`{arm}` {count}" for arm, count in pairs.items())
+        return [f"An answer needs at least two seeds of `te` and each other row. So far: {told}."]
     decided = {name + judge: found for judge in why.JUDGES
                for name, found in why.decision(frame, judge).items()}
     if set(decided.values()) == {"not settled"}:
-        return []
+        return ["The gain of `te` over `sc` was not seen again: its interval is not above 0."]
     found = ["By endpoint: " + "; ".join(f"{head}: *{decided[column]}*"
                                          for column, head in COLUMNS.items()) + "."]
     found += ["By arm, with official decoding: " + "; ".join(
@@ -107,9 +111,11 @@ def _caveats(frame: pd.DataFrame, moved: float) -> list[str]:
     pairs = frame[frame.variant.isin(("sc", "te"))].pivot(
         index=["planned", "seed"], columns="variant", values="official").dropna()
     before = (pairs.te - pairs.sc).astype(float).get(False, pd.Series(dtype=float))
-    found = ["Official decoding is temperature 1 and top-k 38. The best one is chosen for each arm "
-             "on validation scenes; it is read on a part of the test scenes. So is what a second "
-             f"judge sees, a network trained apart: it moves a difference by {moved:.3f} at most."]
+    found = ["Official decoding draws every code by chance, among the 38 most likely (temperature "
+             "1, top-k 38). The best one of a grid is chosen for each row on validation scenes; it "
+             "is read on a part of the test scenes. So is what a second "
+             "judge sees, a network trained apart: on the same scenes it moves a difference by "
+             f"{moved:.3f} at most."]
     if len(used):
         found.append("Codes in use: " + ", ".join(
             f"`{name}` {used[name]:.0f}" for name in ("sc", "te", "sc40") if name in used) + ".")
@@ -143,7 +149,8 @@ def answers(every: list[Claim], larger: dict[str, list[Claim]] | None = None) ->
         rows.append({
             "Compared with `sc`, `te` ...": line,
             "Does it here?": ANSWERS.get(c.verdict, c.verdict)
-            + f", but by less than {MARGIN}" * (c.small and c.verdict in ANSWERS),
+            + f", but by less than {MARGIN}" * (c.small and c.verdict in ANSWERS)
+            + "; not to be trusted: it rests on pairs that happen to be alike" * bool(c.lucky),
             "ours [95 % interval], seeds": _interval(c)}
             | {f"preset `{name}`": _interval(_find(found, words))
                for name, found in (larger or {}).items()}

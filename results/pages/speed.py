@@ -36,30 +36,40 @@ def pace(grid: Grid) -> str:
         ratios = [f"{words} {part.ratio.iloc[0]:.2f}" for words, part in known.items()
                   if len(part)]
         on = json.loads((path.parent / "machine.json").read_text(encoding="utf-8"))
-        told.append(f"{on['device_name']}, {on['cores']} cores: {', '.join(ratios)}")
-    return (f"How many times as fast as the packages that people use: {'; '.join(told)}. Not all "
-            "of our targets are met. [All of it](results/benchmarks/README.md).")
+        told.append(f"{on['device_name']}, {on['cores']} cores, commit {on['commit'][:7]}: "
+                    f"{', '.join(ratios)}; {_held(_view(path.parent))}")
+    return (f"How many times as fast as the packages that people use. {'. '.join(told)}. "
+            "[All of it](results/benchmarks/README.md).")
 
 
-def _table(folder: Path) -> str:
+def _view(folder: Path) -> pd.DataFrame:
     """Table of a processor; what a job or a file of later notebooks would say is left out."""
     table = pd.read_csv(folder / "summary.csv")
-    on = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     own = table[table.contender == OURS].set_index("work").share_of_limit
     rows = [_line(row, own[row.work]) for row in table.itertuples()
             if row.contender != OURS or row.target > 0]
     rows += [(row.work, row.against, _ranged(row.value, row.low, row.high),
               f"at most {row.target:g}", "yes" if row.met else "no", "–, –")
              for row in timing.bounds(folder).itertuples()]
-    view = pd.DataFrame(rows, columns=[
+    return pd.DataFrame(rows, columns=[
         "Work", "Against", "Measured: ours / theirs (range)", "Target", "Holds",
         "Of the limit: ours, theirs"])
+
+
+def _held(view: pd.DataFrame) -> str:
     held, absent = (view.Holds.eq(word).sum() for word in ("yes", "not run"))
+    return (f"{held} of {view.Holds.ne('–').sum() - absent} targets hold"
+            + f"; not run: {absent}" * bool(absent))
+
+
+def _table(folder: Path) -> str:
+    """Table of a processor, what it says at a glance, and where it was made."""
+    view = _view(folder)
+    on = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     turns = pd.read_csv(folder / "turns.csv").groupby(["work", "contender"]).turn.nunique()
     times = "–".join(map(str, sorted({turns.min(), turns.max()})))
     peers = ", ".join(f"{name} {version}" for name, version in on["peers"].items())
-    return (f"**{on['device_name']}**: {held} of {view.Holds.ne('–').sum() - absent} targets hold"
-            + f"; not run: {absent}" * bool(absent) + "."
+    return (f"**{on['device_name']}**: {_held(view)}."
             f"\n\n{markdown(view.set_index(['Work', 'Against']))}\n\n"
             f"*{on['cores']} cores ({on['device_name']}), {on['precision']}, torch "
             f"{on['versions']['torch']}, commit {on['commit'][:7]}; medians of {times} turns; "
