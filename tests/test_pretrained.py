@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = importlib.util.spec_from_file_location("make", ROOT / "results/laptop/models/make.py")
 make = importlib.util.module_from_spec(SCRIPT)
 SCRIPT.loader.exec_module(make)
+
+
+def test_the_card_is_what_the_script_writes():
+    """Planted fault: a card of an older script."""
+    card = (ROOT / "results/laptop/models/README.md").read_text(encoding="utf-8")
+    fixed = map(re.escape, re.split(r"\{\w+\}", make.CARD))
+    assert re.fullmatch(".+".join(fixed), card, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
