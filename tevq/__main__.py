@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--site", action="store_true", help="build the web site in results/site instead")
     add("--test", action="store_true", help="run the tests instead: ruff, pytest, nbval")
     add("--torture", action="store_true",
-        help="run the long tests instead: kills, damage, full disks; about an hour")
+        help="run the long tests instead: kills, damage, full disks; an hour or two")
     return made
 
 

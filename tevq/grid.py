@@ -28,7 +28,7 @@ class Grid:
     seeds: tuple[int, ...]
     tables: tuple[int, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
-    results: str = ""  # results folder; empty = $TEVQ_RESULTS, else that of the repository
+    results: str = ""  # results folder; empty = $TEVQ_RESULTS, else results/local
     source: str = ""  # other item source than the preset's (Table 3)
     fraction: float = 1.0  # share of the training scenes (Table 2)
 
