@@ -178,10 +178,15 @@ def test_moves_by_whole_cells_move_the_codes(te):
 
 
 def test_both_variants_side_by_side(nine, tmp_path):
+    """Planted fault: the generator's own codes before the move, those of the picture after it."""
     nine.save(tmp_path / "x.png")
     by_caption = pretrained.compare(NINE, greedy=True)
     assert list(by_caption) == ["sc", "sc moved", "te", "te moved"]
-    assert torch.equal(by_caption["te"].codes, nine.codes)
+    assert by_caption["te"].words == [NINE]
+    before, moved = by_caption["te"], by_caption["te moved"]
+    same = ~moved.changed  # a pixel is no cell: unframed codes are those of the picture before
+    assert torch.equal(before.codes[same], moved.codes[same])
+    assert (before.codes[moved.changed] != moved.codes[moved.changed]).all()
     assert 0 < by_caption["te moved"].agreement < 1
     of_file = pretrained.compare(str(tmp_path / "x.png"), right=4)
     assert of_file["te moved"].agreement > by_caption["te moved"].agreement

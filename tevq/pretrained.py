@@ -111,7 +111,7 @@ class Generator:
     def pictures(self, pictures: Any) -> Pictures:
         """Pictures as the networks see them, with their codes."""
         x = as_images(pictures, self.settings.data.scene)
-        return self._pictures(x, self.codes(x))
+        return self._pictures(x, self.codes(x), getattr(pictures, "words", ()))
 
     @torch.no_grad()
     def move(self, pictures: Any, right: int = 1, down: int = 0) -> Pictures:
@@ -218,7 +218,7 @@ def compare(what: Any, right: int = 1, down: int = 0, **painting: Any) -> Shown:
     found, both = Shown(), {variant: load(variant) for variant in COMPARED}
     x = None if captions else as_images(what, both["te"].settings.data.scene)
     for variant, one in both.items():
-        before = one.paint(what, **painting) if captions else one.pictures(x)
+        before = one.pictures(one.paint(what, **painting) if captions else x)  # as `move` sees it
         found[variant], found[f"{variant} moved"] = before, one.move(before, right, down)
     return found
 
