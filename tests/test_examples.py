@@ -58,7 +58,8 @@ def test_the_first_scenes_of_every_case():
 
 
 def test_a_point_is_a_mean_over_the_seeds_that_have_both_numbers():
-    """Planted faults: x of one seed beside the mean y of all; plan and earlier seeds joined."""
+    """Planted faults: x of one seed beside the mean y of all; plan and earlier seeds joined; a
+    point of few seeds that does not say so."""
     ran = pd.DataFrame({"variant": "te", "planned": [False, False, False, True],
                         "nats": [100.0, np.nan, 140.0, 90.0], "official": [0.8, 0.2, 0.9, 0.7]})
     names = functions_of("08_why", ran=ran)
@@ -68,7 +69,8 @@ def test_a_point_is_a_mean_over_the_seeds_that_have_both_numbers():
              for spot in axes[0, 0].collections}
     assert {plan: [round(x, 9) for x in at] for plan, at in drawn.items()} == {
         False: [120.0, 0.85], True: [90.0, 0.7]}
-    assert {text.get_text() for text in axes[0, 0].texts} == {"te (plan)", "te (before)"}
+    assert {text.get_text() for text in axes[0, 0].texts} == {
+        "te (plan)", "te (before), 2 of 3 seeds"}
 
 
 def test_a_name_covers_neither_a_point_nor_another_name():
