@@ -1,5 +1,6 @@
 """A lent GPU machine: packing, working there in pieces, taking in; and what can go wrong."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -7,13 +8,15 @@ import sys
 import tarfile
 
 import pytest
+import torch
 from small import TINY
 
-from tevq import lease, presets
+import tevq.runs.run
+from tevq import config, lease, presets
 from tevq import leased as machine
 from tevq.__main__ import main
 from tevq.grid import choose
-from tevq.runs.run import open_run
+from tevq.runs.run import NETWORKS, open_run
 from tevq.runs.storage import read_json, write_json
 
 SMALL = TINY | {"evaluation.scenes": 5}
@@ -52,7 +55,8 @@ def test_a_cell_comes_back_finished_with_its_records(leased):
     assert "1 cells to do" in said[0] and "run.sh 540" in said[0]
     assert first.returncode == 75 and cut == 0, first.stderr
     assert second.returncode == 0, second.stderr
-    assert "taken in: 6 runs, 6 of 6 done" in said[1] and "all runs are there" in said[1]
+    assert "taken in: 7 runs, 7 of 7 done" in said[1]  # with the second judge
+    assert "all runs are there" in said[1]
     for kind in KINDS:
         run = open_run(grid(results).settings, kind, results)
         assert run.done and run.made_on["commit"] != "unknown"
@@ -89,7 +93,7 @@ def test_a_setting_made_neutral_arrives_so(tmp_path):
 
 def test_the_same_archive_may_be_taken_in_again(leased, tmp_path):
     """Planted fault: a traceback, because the folder it goes to is there."""
-    assert "taken in: 6 runs" in again(leased, tmp_path, lambda folder: None)
+    assert "taken in: 7 runs" in again(leased, tmp_path, lambda folder: None)
     shutil.copytree(next(tmp_path.glob("taken-*")), tmp_path / "back")
     assert "taken in: 0 runs" in lease.prepare(grid(tmp_path / "results"), tmp_path)
     assert len(read_json(tmp_path / "lease.json")["pieces"]) == 1
@@ -137,6 +141,72 @@ def test_finished_runs_are_never_replaced(leased, tmp_path):
     again(leased, tmp_path, lambda folder: None)
     assert run.summary()["steps"] == 1
     assert open_run(grid(results).settings, "quantizer", results).done
+
+
+def test_what_is_further_here_stays(leased, tmp_path):
+    """Planted faults: the state removed first; a checkpoint of ours behind an older one of theirs;
+    the lock of a training not asked for."""
+    name = grid(tmp_path).settings
+
+    def taken(step: int | None) -> set[str]:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as tar:
+            state = [f"state/step-{step:09d}.1.safetensors"] if step else []
+            for path in ["config.json", *state]:
+                entry = tarfile.TarInfo(f"smoke/runs/stage1/{run.folder.name}/{path}")
+                tar.addfile(entry, io.BytesIO(b""))
+        lease._extract(content.getvalue(), tmp_path)
+        return {path.name for path in run.folder.glob("state/*")}
+
+    run = open_run(name, "stage1", tmp_path)
+    assert taken(50) == {"step-000000050.1.safetensors"}
+    assert taken(70) == {"step-000000070.1.safetensors"}
+    for older in (60, None):
+        assert taken(older) == {"step-000000070.1.safetensors"}
+
+
+def test_what_rests_on_lost_weights_stays_here(tmp_path):
+    """Planted faults: published numbers packed without their networks; git's weights not found."""
+    results = tmp_path / "results"
+    settings = grid(results).settings
+    for kind in ("classifier", *KINDS):
+        run = open_run(settings, kind, results)
+        run.folder.mkdir(parents=True)
+        run.finish({}, {"w": torch.ones(1)} if kind in NETWORKS else None)
+
+    def packed() -> list[str]:
+        todo = [(settings, KINDS)]
+        return [run.folder.parent.name for run in lease.runs_of(todo, results, carried=True)]
+
+    assert packed() == ["classifier", *KINDS, "classifier"]
+    shutil.rmtree(open_run(settings, "stage2", results).folder / "state")
+    assert packed() == ["classifier", "stage1", "quantizer", "classifier"]
+    shutil.rmtree(open_run(settings, "classifier", results).folder / "state")
+    assert packed() == ["classifier"]  # the second judge, which nobody has trained
+
+
+def test_the_weights_of_git_are_carried(tmp_path, monkeypatch):
+    """Published, and `results/local` reads it from there. Planted faults: a network without its
+    weights; everything taken in again, so that published results no longer count."""
+    monkeypatch.delenv("TEVQ_RESULTS", raising=False)
+    for module in (config, tevq.runs.run):
+        monkeypatch.setattr(module, "LOCAL", tmp_path / "local")
+    monkeypatch.setattr(lease, "_add_source", lambda tar, name: None)
+    made = choose("laptop", "te", "0", "1")
+    lease.pack(made, tmp_path, [(made.settings, ("stage1",))])
+    with tarfile.open(tmp_path / "pack.tar.gz") as tar:
+        held = [name for name in tar.getnames() if "/state/weights." in name]
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as back:
+            for entry in tar:
+                if entry.name.startswith("results/"):
+                    data = tar.extractfile(entry).read()
+                    entry.name, entry.pax_headers = entry.name.removeprefix("results/"), {}
+                    back.addfile(entry, io.BytesIO(data))
+    assert len(held) == 2 and any("/stage1/" in name for name in held)
+    assert lease._extract(content.getvalue(), tmp_path / "local") == 0
+    assert open_run(made.settings, "evaluation").done
+    assert lease._extract(content.getvalue(), tmp_path / "elsewhere") == 2
 
 
 def test_what_has_no_room_is_named(leased, tmp_path, monkeypatch):

@@ -21,8 +21,9 @@ from typing import Any
 from tevq import config
 from tevq.config import ROOT, Settings, SettingsError, UserError
 from tevq.grid import Grid
+from tevq.models.classifier import second_judge
 from tevq.runs import devices
-from tevq.runs.run import open_run
+from tevq.runs.run import NETWORKS, PARTS, Run, open_run, origin
 from tevq.runs.storage import read_json, write_atomically, write_json
 
 MIB = 2**20
@@ -96,10 +97,13 @@ def pack(grid: Grid, there: Path, todo: list[tuple[Settings, tuple[str, ...]]]) 
             tar.add(path, path.relative_to(ROOT))
         for source in {s.data.source for s, _ in todo}:
             _add_source(tar, source)
-        for run in runs_of(todo, grid.results):
-            for path in (*records_of(run.folder), *state_of(run.folder)):
-                tar.add(path, Path("results", run.folder.relative_to(run.folder.parents[3]),
-                                   path.relative_to(run.folder)))
+        for run in runs_of(todo, grid.results, carried=True):
+            place = Path("results", *run.folder.parts[-4:])
+            files = [*records_of(run.folder), *state_of(run.folder)]
+            for path in files:
+                tar.add(path, place / path.relative_to(run.folder))
+            if run.has_weights and run.weights_file not in files:  # those that git keeps
+                tar.add(run.weights_file, place / f"state/weights.{run.checksum}.safetensors")
     size = content.getbuffer().nbytes
     if size > MOST_THERE:
         raise LeaseError(f"{size / MIB:.0f} MiB to carry are more than {MOST_THERE // MIB}; choose "
@@ -122,11 +126,23 @@ def _add_source(tar: tarfile.TarFile, name: str) -> None:
             tar.add(path, Path("data", SETS[name], "raw", path.name))
 
 
-def runs_of(todo: Iterable[tuple[Settings, tuple[str, ...]]], results: str | Path | None) -> list:
-    """All runs of the cells, the classifier's too, each once."""
-    found = [open_run(settings, kind, results) for settings, wanted in todo
-             for kind in ("classifier", *wanted)]
-    return list({run.name: run for run in found}.values())
+def runs_of(todo: Iterable[tuple[Settings, tuple[str, ...]]], results: str | Path | None,
+            carried: bool = False) -> list[Run]:
+    """All runs of the cells and what they start from, each once: judges, the `sc` of a merged one.
+
+    carried: without those that rest on weights that are not at hand, and are trained there.
+    """
+    found = {}
+    for settings, wanted in todo:
+        parent = [(one, "stage1") for one in (origin(settings),) if one]
+        for one, kind in [(settings, "classifier"), *parent, *((settings, k) for k in wanted),
+                          *[(second_judge(settings), "classifier")] * ("measures" in wanted)]:
+            networks = [open_run(one, part, results) for part in PARTS[kind] if part in NETWORKS]
+            networks += [open_run(*x, results) for x in parent if kind != "classifier"]
+            if not carried or not any(x.done and not x.has_weights for x in networks):
+                run = open_run(one, kind, results)
+                found[run.name] = run
+    return list(found.values())
 
 
 def records_of(folder: Path) -> list[Path]:
@@ -195,7 +211,7 @@ def spent(grid: Grid, pieces: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _extract(content: bytes, root: Path) -> int:
-    """Runs newly taken in. A run's summary is written last: it makes the run finished."""
+    """Runs newly taken in; not those of which more is here. A run's summary is written last."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
             files = {Path(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
@@ -208,10 +224,17 @@ def _extract(content: bytes, root: Path) -> int:
         runs.setdefault(Path(*path.parts[:4]), {})[Path(*path.parts[4:])] = data
     taken = 0
     for place, own in runs.items():
-        if (root / place / "summary.json").exists():
-            continue
-        shutil.rmtree(root / place / "state", ignore_errors=True)
-        for path in sorted(own, key=lambda path: path.name == "summary.json"):
-            write_atomically(root / place / path, own[path])
+        run, summary = Run(root / place, {}), own.get(Path("summary.json"))
+        published = config.PUBLISHED / place / "summary.json"
+        if root == config.LOCAL and published.is_file() and published.read_bytes() == summary:
+            continue  # it is read from there
+        saved = max((path.stem for path in own if path.match("state/step-*")), default="")
+        with run.lock():
+            ours = max((f"step-{step:09d}" for step in run.steps_saved()), default="")
+            if run.done or not summary and ours > saved.partition(".")[0]:
+                continue
+            shutil.rmtree(root / place / "state", ignore_errors=True)
+            for path in sorted(own, key=lambda path: path.name == "summary.json"):
+                write_atomically(root / place / path, own[path])
         taken += 1
     return taken

@@ -262,13 +262,14 @@ class Run:
 
     def weights(self) -> Any:
         """Weights of a finished run. Raises SettingsError when they are absent or damaged."""
-        if not self._weights:
+        if not self.weights_file:
             raise SettingsError(f"no weights in {self.folder / 'state'}; delete the folder's "
                                 "summary.json to train it again")
         try:
-            return load_tree(self._weights)
+            return load_tree(self.weights_file)
         except DamagedFileError as error:
-            raise SettingsError(f"{error}; delete it and summary.json to train again") from None
+            raise SettingsError(f"{error}; delete it and summary.json to train again, and the runs "
+                                "that start from it") from None
 
     def restore(self, network: Any, device: Any = "cpu", **layout: Any) -> Any:
         """The network with this run's weights, frozen, in evaluation mode.
@@ -285,19 +286,19 @@ class Run:
     @property
     def has_weights(self) -> bool:
         """Done, with weights at hand (a fresh clone has summaries without weights)."""
-        return self.done and self._weights is not None
+        return self.done and self.weights_file is not None
 
     @property
     def checksum(self) -> str:
         """Start of the SHA-256 of the weights file; empty when there is none."""
-        return self._weights.name.split(".")[1] if self._weights else ""
+        return self.weights_file.name.split(".")[1] if self.weights_file else ""
 
     def steps_saved(self) -> list[int]:
         """Steps of the checkpoints that are kept, newest first."""
         return [int(path.name[5:14]) for path in self._checkpoints()]
 
     @property
-    def _weights(self) -> Path | None:
+    def weights_file(self) -> Path | None:
         """Its weights file; for a published run without one, that which git keeps."""
         found = list((self.folder / "state").glob("weights.*.safetensors"))
         if not found and self.folder != self.own:
