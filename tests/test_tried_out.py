@@ -1,6 +1,7 @@
 """The shipped networks as users try them: files, samples, moves, the command line."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,36 @@ def test_moves_by_whole_cells_move_the_codes(te):
     for bad in (64, 0.5, "1"):
         with pytest.raises(SettingsError, match="cannot move by"):
             te.move(x, bad)
+
+
+class OnGpu(torch.Tensor):
+    """Numbers that meet no others: only `cpu` gives plain ones."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        assert function is torch.Tensor.cpu, f"{function} of a number on the GPU"
+        return arguments[0].as_subclass(torch.Tensor)
+
+
+def test_a_move_on_a_gpu(te, nine, monkeypatch):
+    """Planted fault: the ink, which is here, beside codes and features there."""
+    wanted, plain = te.move(nine, 1, 0), pretrained.encode
+
+    def there(*x):
+        found = plain(*x)
+        return replace(found, features=found.features.as_subclass(OnGpu),
+                       codes=found.codes.as_subclass(OnGpu))
+
+    monkeypatch.setattr(pretrained, "encode", there)
+    assert te.move(nine, 1, 0).kappa == wanted.kappa
+
+
+@pytest.mark.parametrize("words, idle", [
+    ("describe x.png --out y.txt", "--out"), ("install --greedy", "--greedy"),
+    ("codes x.png --samples 2 --top-k 5", "--samples, --top-k")])
+def test_options_of_painting_are_refused_elsewhere(words, idle, capsys):
+    assert pretrained.main(words.split()) == 2
+    assert f"takes no {idle}" in capsys.readouterr().err
 
 
 def test_both_variants_side_by_side(nine, tmp_path):

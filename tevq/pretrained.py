@@ -41,6 +41,7 @@ from tevq.runs.storage import DamagedFileError, load_tree, save_tree
 PRESET, SEED = "laptop", "0"  # what the repository brings, by results/laptop/models/make.py
 AT_ONCE = 64  # captions or images; after each such part it says how far it is
 OFFICIAL = Settings().evaluation
+PAINTING = ("out", "seed", "greedy", "samples", "temperature", "top_k")  # options of `paint`
 BLACK = -0.8  # what is darker is no part of an item; painted backgrounds are not quite -1
 
 
@@ -129,10 +130,10 @@ class Generator:
         cells = [nearest_cell(abs(d), stride) * (1 if d > 0 else -1) for d in (down, right)]
         windows = [(..., *_overlap(size // stride, *(sign * c for c in cells))) for sign in (-1, 1)]
         seen = [max_pool2d((y.amax(1) > BLACK).float(), stride) > 0 for y in (x, moved)]
-        a, b = (Encoded(y.features[at], y.codes[at], ink[at])
+        a, b = (Encoded(y.features.cpu()[at], y.codes.cpu()[at], ink[at])
                 for y, ink, at in zip(both, seen, windows, strict=True))
         row = Agreement(model.quantizer.K, [(a, b)]).rows()[1]
-        made = self._pictures(moved, both[1].codes)
+        made = self._pictures(moved, both[1].codes.cpu())
         made.changed, made.ink = torch.zeros(2, *made.codes.shape, dtype=torch.bool)
         made.changed[windows[1]], made.ink[windows[1]] = a.codes != b.codes, a.ink | b.ink
         made.agreement, made.kappa = row["agreement"], row["kappa"]
@@ -184,16 +185,17 @@ def _overlap(size: int, down: int, right: int) -> tuple[slice, slice]:
     return tuple(slice(max(d, 0), size + min(d, 0)) for d in (down, right))
 
 
-def load(variant: str = "te", results: str | Path | None = None) -> Generator:
+def load(variant: str = "te", results: str | Path | None = None, device: Any = None) -> Generator:
     """The pretrained generator of a variant. Reads files where they lie; writes nothing.
 
     results: the folder that holds `laptop/models`; by default the repository or the installed
-    package. Raises SettingsError for a variant that does not come with it, or absent files.
+    package. device: by default a GPU if there is one. Raises SettingsError for a variant that does
+    not come with it, or absent files.
     """
     if variant not in COMPARED:
         raise unknown("pretrained network", variant, COMPARED)
     grid = replace(chosen(results), variants=(variant,))
-    settings, device = grid.settings, devices.detect("float32").device
+    settings, device = grid.settings, torch.device(device or devices.detect("float32").device)
     folder = grid.find("models")
     if results is None and not any(folder.glob("*.safetensors")):
         folder = _packed() or PUBLISHED / PRESET / "models"
@@ -296,8 +298,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--temperature", type=float, default=OFFICIAL.temperature)
     add("--top-k", type=int, default=OFFICIAL.top_k, help="codes to draw among")
     add("--results", metavar="DIR", help="folder that holds laptop/models")
+    told = options.parse_intermixed_args(arguments)
+    idle = [f"--{name.replace('_', '-')}" for name in PAINTING
+            if told.task != "paint" and getattr(told, name) != options.get_default(name)]
     try:
-        _do(options.parse_intermixed_args(arguments))
+        if idle:
+            raise SettingsError(f"{told.task} takes no {', '.join(idle)}; leave it out")
+        _do(told)
     except UserError as error:
         print(f"tevq: {error}", file=sys.stderr)
         return 2
@@ -321,7 +328,7 @@ def _do(told: argparse.Namespace) -> None:
         for path, text in zip(painted.save(told.out), painted.words, strict=True):
             print(f"{path}: {text}")
     elif told.task == "describe":
-        print("\n".join(one.describe(told.what, told.seed)))
+        print("\n".join(one.describe(told.what)))
     else:
         for grid in one.codes(told.what).tolist():
             print("\n".join(" ".join(f"{code:3}" for code in row) for row in grid))

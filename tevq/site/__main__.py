@@ -45,7 +45,7 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
         raise UserError("the site is built from the repository; clone it, then ./run_all.sh --site")
     shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(HERE / "static", made)
-    networks = {name: pretrained.load(name) for name in COMPARED}
+    networks = {name: pretrained.load(name, device="cpu") for name in COMPARED}
     try:
         export(networks, made / "models")
     except ModuleNotFoundError as error:
