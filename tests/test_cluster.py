@@ -266,6 +266,20 @@ def test_slurm_jobs_are_workers(tmp_path, folder, slurm, capsys):
     assert "#SBATCH --gres=gpu:1" in (tmp_path / "job").read_text()
 
 
+def test_a_budget_ends_while_slurm_begins_nothing(tmp_path, folder, slurm, capsys):
+    """Planted fault: a wait without an end."""
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho Submitted batch job 1\n")
+    (tmp_path / "bin/scancel").write_text("#!/bin/sh\n")
+    Path("slurm.yaml").write_text(json.dumps({
+        "jobs": 1, "cores": 1, "memory": "1GB",
+        "scheduler_options": {"host": "127.0.0.1", "dashboard": False}}))
+    made = pipeline.plan(choose("smoke", "sc", "0", "1", results=str(tmp_path)), "01", True, folder)
+    assert pipeline.run(made, until=time.monotonic() + 2, slurm="slurm.yaml") == 75
+    said = capsys.readouterr().out
+    assert "no Slurm job began in time" in said and "1 stopped" in said
+    assert "the same command goes on" in said
+
+
 def test_a_refused_job_is_one_line(tmp_path, folder, slurm, capsys):
     """Planted fault: the answer of sbatch unread, so the command waits for ever."""
     Path("slurm.yaml").write_text(json.dumps({

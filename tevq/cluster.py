@@ -7,6 +7,7 @@ and trainings go on from their checkpoints.
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -48,11 +49,13 @@ class Pool:
 
 
 @contextlib.contextmanager
-def workers(jobs: int = 0, scheduler: str = "", slurm: str = "") -> Iterator[Pool]:
+def workers(jobs: int = 0, scheduler: str = "", slurm: str = "", until: float = math.inf
+            ) -> Iterator[Pool]:
     """A pool, on this machine unless `scheduler` (address) or `slurm` (file) is given.
 
     jobs: notebooks side by side on this machine; 0 = one for each GPU, or two on a processor with
-    two or more cores. Raises SettingsError for a cluster that does not answer.
+    two or more cores. until: by `time.monotonic`. Raises SettingsError for a cluster that does not
+    answer, OutOfTimeError where Slurm begins no job in time.
     """
     from distributed import Client, TimeoutError
 
@@ -65,8 +68,11 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "") -> Iterator[Poo
         cluster = _slurm(slurm, stack) if slurm else scheduler
         try:
             client = stack.enter_context(Client(cluster, timeout=CONNECT_SECONDS))
-            client.wait_for_workers(1, timeout=60 if scheduler else None)
+            left = max(1, until - time.monotonic())
+            client.wait_for_workers(1, timeout=60 if scheduler else left if left < 1e8 else None)
         except (OSError, ValueError, TimeoutError):
+            if slurm and time.monotonic() >= until - 1:
+                raise budget.OutOfTimeError("no Slurm job began in time") from None
             raise SettingsError(
                 f"no Dask scheduler with a worker answers at {scheduler!r}; start `dask scheduler` "
                 f"and `dask worker {scheduler} --nthreads 1`, see tevq/README.md" if scheduler else

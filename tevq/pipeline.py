@@ -226,10 +226,13 @@ def run(made: Plan, jobs: int = 0, until: float = math.inf, scheduler: str = "",
             signal.parent.mkdir(parents=True, exist_ok=True)
             signal.touch()
         try:
-            with cluster.workers(jobs, scheduler, slurm) as pool:
+            with cluster.workers(jobs, scheduler, slurm, until) as pool:
                 if not pool.jobs:
                     cluster.check(pool.client, signal, Path(made.jobs["01_dataset"].source).parent)
                 outcomes = _follow(made, pool, signal, until)
+        except budget.OutOfTimeError as error:
+            print(error)
+            outcomes = {node.label: Outcome("stopped") for node in made.to_run}
         finally:
             signal.unlink(missing_ok=True)
     print(summary(made, outcomes, time.monotonic() - began))
