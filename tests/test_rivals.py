@@ -429,6 +429,10 @@ def test_an_arm_differs_from_its_reference_in_what_it_says(name):
     ({"stage1.penalty_on": "used"}, "penalty_on = used needs a penalty"),
     ({"stage1.quantizer": "simvq", "stage1.revive_every": 5}, "simvq has no codebook for revive"),
     ({"stage1.quantizer": "orthonormal", "stage1.codes": 13}, "codes = 13 cannot all be orthog"),
+    ({"stage1.quantizer": "lfq", "stage1.codes": 64, "stage1.code_dim": 5}, "code_dim = 5 is less"),
+    ({"stage1.quantizer": "fsq", "stage1.codes": 8, "stage1.levels": "2-2-2",
+      "stage1.code_dim": 2}, "code_dim = 2 is less than the channels of stage1.quantizer = fsq"),
+    ({"stage1.disc_layers": 4, "data.scene": 32}, "scene = 32 must be .* 3 x 2.disc_layers = 48"),
     ({"stage1.causal": -1}, "causal = -1.0 is out of range"),
     ({"stage1.penalty_on": "some"}, "is not one of all, used, unused"),
 ])

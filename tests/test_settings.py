@@ -6,7 +6,8 @@ import json
 import pytest
 
 from tevq import config as settings
-from tevq import presets
+from tevq import forecast, pipeline, presets
+from tevq.__main__ import main
 from tevq.config import ROOT, Settings, SettingsError, option
 from tevq.grid import choose
 from tevq.models.sampling import check_options
@@ -150,6 +151,15 @@ def test_a_folder_that_cannot_be_is_one_line(monkeypatch):
     monkeypatch.setenv("TEVQ_RESULTS", "~no-such-user-here/x")
     with pytest.raises(SettingsError, match="folder .* cannot be used: .*write the whole path"):
         settings.results_root()
+
+
+def test_a_home_folder_that_the_shell_left_alone(monkeypatch, tmp_path, capsys):
+    """Planted fault: `--results=~/x` makes a folder called ~ here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pipeline, "plan", lambda grid, *more: print(grid.results))
+    monkeypatch.setattr(forecast, "table", lambda made: "")
+    assert main(["--dry-run", "--results=~/x"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "x")]
 
 
 @pytest.mark.parametrize("text, words", [

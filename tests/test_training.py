@@ -381,6 +381,11 @@ def test_until_ends_stage_2_early_and_the_rate_falls_from_there(tmp_path, monkey
     assert len(adam) == end and adam[15] == peak > adam[16] > adam[-1] > 0
 
 
+def test_until_reached_in_the_warm_up_leaves_steps_to_come():
+    """Planted fault: fewer steps than the warm-up, even less than none."""
+    assert [curve.falling_end(step, 500) for step in (100, 500, 800)] == [502, 502, 1000]
+
+
 @pytest.mark.parametrize("wrong", [{"stage2.schedule": "constant"}, {"stage2.probe_scenes": 0},
                                    {"stage2.directions": "i2t"}])
 def test_until_without_what_it_watches_is_refused(wrong):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tevq import forecast, pipeline, presets
-from tevq.config import PUBLISHED, ROOT, SettingsError, UserError
+from tevq.config import PUBLISHED, ROOT, SettingsError, UserError, expand
 from tevq.grid import choose
 
 BEGAN = time.monotonic()  # --budget counts from here
@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
                             f"{LEAST_BUDGET} seconds, or leave it out for no limit")
     if options.publish:  # not as a parameter of notebooks: published copies hold no path
         os.environ["TEVQ_RESULTS"] = str(PUBLISHED)
-    results = str(Path(options.results).resolve()) if options.results else ""
+    results = str(expand(options.results)) if options.results else ""
     grid = choose(options.preset, options.variants, options.seeds, options.tables,
                   ",".join(options.set), results)
     if options.lease:

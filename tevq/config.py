@@ -325,8 +325,9 @@ def _check_combinations(settings: Settings) -> None:
     """Rules that join settings."""
     one, two, size = settings.stage1, settings.stage2, settings.data.scene
     for broken, told in (
-        (size % 32 or size < 4 * one.stride,
-         f"data.scene = {size} must be a multiple of 32, at least 4 x stride = {4 * one.stride}"),
+        (size % 32 or size < max(least := (4 * one.stride, 3 * 2**one.disc_layers)),
+         f"data.scene = {size} must be a multiple of 32, at least 4 x stride = {least[0]} and "
+         f"3 x 2^disc_layers = {least[1]}"),
         (one.orthogonality > 0 and one.codes > one.code_dim,
          f"stage1.codes = {one.codes} vectors of stage1.code_dim = {one.code_dim} cannot all be "
          "orthogonal (equation 5); use codes <= code_dim, or a variant without it"),

@@ -230,6 +230,8 @@ def check_arm(s: Stage1Config) -> None:
          f"{codes} cannot all be orthogonal in stage1.code_dim = {s.code_dim}; use at most that"),
         (s.quantizer == "lfq" and s.codes & s.codes - 1,
          f"{codes} is no power of 2, which {quantizer} needs; use e.g. 256"),
+        (max(len(s.levels), (s.quantizer == "lfq") * (s.codes.bit_length() - 1)) > s.code_dim,
+         f"stage1.code_dim = {s.code_dim} is less than the channels of {quantizer}; use more"),
         (bool(s.levels) != (s.quantizer == "fsq") or s.levels and math.prod(s.levels) != s.codes,
          f"stage1.levels = {levels or 'none'} with {codes} and {quantizer} makes no sense; use "
          "quantizer fsq and levels whose product is codes, e.g. 8-5 and 40, or neither"),

@@ -135,7 +135,8 @@ def encoded_split(settings: Settings, split: str, evaluator: Evaluator, results=
                   ) -> torch.Tensor:
     """Codes (N, h, w) of a split, encoded once and kept beside the weights that gave them.
 
-    Of the training scenes those that `stage2.fraction` uses, cut from all if these are there.
+    In the precision of training: the generator reads codes that are made alike. Of the training
+    scenes those that `stage2.fraction` uses, cut from all if these are there.
     """
     run = open_run(settings, "stage1", results)
     folder = run.own / "state"

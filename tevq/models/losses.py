@@ -46,16 +46,16 @@ def _unit_difference(a: Tensor, b: Tensor) -> Tensor:
 def lpips_vgg(device: torch.device | str) -> Perceptual:
     """LPIPS with VGG-16 through the lpips package, frozen and in evaluation mode.
 
-    Raises SettingsError when the VGG-16 weights are absent and cannot be downloaded.
+    Raises SettingsError when the VGG-16 weights are damaged, or absent and not to be downloaded.
     """
     import lpips  # only here: the training path must import without it
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     try:
         model = lpips.LPIPS(net="vgg", verbose=False)
-    except OSError as error:
+    except (OSError, EOFError, RuntimeError) as error:
         raise SettingsError(
-            f"LPIPS needs {file}, which is absent and could not be downloaded ({error}); put it "
+            f"LPIPS needs {file}, which is absent or damaged ({error}); put a whole one "
             "there, or use stage1.perceptual=classifier, which works offline") from None
     model = model.to(device).eval().requires_grad_(False)
     # train() on a parent must not switch LPIPS' dropout on again, so it is no submodule of ours

@@ -57,4 +57,4 @@ def learned(point: dict, until: float) -> bool:
 
 def falling_end(step: int, warmup: int) -> int:
     """Total steps of a training whose schedule `linear` begins to fall at `step`."""
-    return warmup + math.ceil((step - warmup) / 0.6)
+    return warmup + math.ceil(max(1, step - warmup) / 0.6)
