@@ -68,8 +68,8 @@ def workers(jobs: int = 0, scheduler: str = "", slurm: str = "", until: float = 
         cluster = _slurm(slurm, stack) if slurm else scheduler
         try:
             client = stack.enter_context(Client(cluster, timeout=CONNECT_SECONDS))
-            left = max(1, until - time.monotonic())
-            client.wait_for_workers(1, timeout=60 if scheduler else left if left < 1e8 else None)
+            left = min(max(1, until - time.monotonic()), 1e8)
+            client.wait_for_workers(1, timeout=60 if scheduler else left)
         except (OSError, ValueError, TimeoutError):
             if slurm and time.monotonic() >= until - 1:
                 raise budget.OutOfTimeError("no Slurm job began in time") from None
@@ -162,10 +162,8 @@ def code_digest() -> str:
 
 
 def work(job: Job, *needed: Outcome) -> Outcome:
-    """Executes one notebook on a worker, unless another command has just done it.
-
-    needed: how the notebooks ended that it needs.
-    """
+    """Executes one notebook on a worker, unless another command has just done it. needed: how the
+    notebooks ended that it needs."""
     from distributed import get_worker
 
     states, worker = {outcome.status for outcome in needed}, get_worker()

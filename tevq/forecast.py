@@ -87,8 +87,8 @@ def _record(grid: Grid, settings: Settings, kind: str) -> tuple[float, str] | No
     from tevq.runs.run import Run, open_run
 
     run, trained = (open_run(settings, name, grid.results) for name in (kind, "stage2"))
-    none = kind == "measures" and (settings not in grid.cells or trained.done > trained.has_weights)
-    if none or run.has_weights or run.done and kind in ("quantizer", "evaluation", "measures"):
+    idle = kind == "measures" and (settings not in grid.cells or trained.done > trained.has_weights)
+    if idle or run.has_weights or run.done and kind in ("quantizer", "evaluation", "measures"):
         return 0.0, ""
     like = [Run(path.parent, {}) for folder in (run.own, config.PUBLISHED / settings.preset / "runs"
             / kind / "x") for path in folder.parent.glob("*/summary.json")]

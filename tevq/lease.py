@@ -23,7 +23,7 @@ from tevq.config import ROOT, Settings, SettingsError, UserError
 from tevq.grid import Grid
 from tevq.models.classifier import second_judge
 from tevq.runs import devices
-from tevq.runs.run import NETWORKS, PARTS, Run, open_run, origin
+from tevq.runs.run import NETWORKS, Run, open_run, origin, upstream
 from tevq.runs.storage import read_json, write_atomically, write_json
 
 MIB = 2**20
@@ -134,13 +134,14 @@ def runs_of(todo: Iterable[tuple[Settings, tuple[str, ...]]], results: str | Pat
     """
     found = {}
     for settings, wanted in todo:
-        parent = [(one, "stage1") for one in (origin(settings),) if one]
-        for one, kind in [(settings, "classifier"), *parent, *((settings, k) for k in wanted),
+        parent = origin(settings)
+        for one, kind in [(settings, "classifier"), *[(parent, "stage1")] * bool(parent),
+                          *((settings, kind) for kind in wanted),
                           *[(second_judge(settings), "classifier")] * ("measures" in wanted)]:
-            networks = [open_run(one, part, results) for part in PARTS[kind] if part in NETWORKS]
-            networks += [open_run(*x, results) for x in parent if kind != "classifier"]
-            if not carried or not any(x.done and not x.has_weights for x in networks):
-                run = open_run(one, kind, results)
+            run = open_run(one, kind, results)
+            lost = any(x.done and not x.has_weights for x in (run, *upstream(one, kind, results))
+                       if x.folder.parent.name in NETWORKS)
+            if not (carried and lost):
                 found[run.name] = run
     return list(found.values())
 

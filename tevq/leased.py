@@ -37,9 +37,7 @@ CLOSING = 30  # seconds of a budget that packing the archive may take
 
 def work(path: Path, seconds: float, at_once: int = 0) -> int:
     """Trains the cells side by side until the time is up; then packs. Returns the exit code.
-
-    at_once: how many; 0 is one for each core on a GPU, else 2.
-    """
+    at_once: how many; 0 is one for each core on a GPU, else 2."""
     began, out = time.time(), Path(os.environ["OUT"])
     lines = json.loads(path.read_text(encoding="utf-8"))
     where = devices.detect()

@@ -63,7 +63,7 @@ def why_in_short(frame: pd.DataFrame) -> str:
             row[head] = "–"
             if arm == other:
                 continue
-            c, first, second = (why.paired(frame, arm, other, name) for name in (
+            c, first, second = (why.paired(frame, arm, other, column) for column in (
                 end, SAME_SCENES.get(end, end), f"{end}_second"))
             row[head] = c.shown or "not run yet"
             if c.values and first.values and second.values:
@@ -113,8 +113,8 @@ def _caveats(frame: pd.DataFrame, moved: float) -> list[str]:
     before = (pairs.te - pairs.sc).astype(float).get(False, pd.Series(dtype=float))
     found = ["Official decoding draws every code by chance, among the 38 most likely (temperature "
              "1, top-k 38). The best one of a grid is chosen for each row on validation scenes; it "
-             "is read on a part of the test scenes. So is what a second "
-             "judge sees, a network trained apart: on the same scenes it moves a difference by "
+             "is read on a part of the test scenes. So is what a second judge sees, a network "
+             "trained apart: on the same scenes it moves a difference by "
              f"{moved:.3f} at most."]
     if len(used):
         found.append("Codes in use: " + ", ".join(

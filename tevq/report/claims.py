@@ -65,7 +65,7 @@ class Claim(NamedTuple):
     @property
     def lucky(self) -> str:
         """Welch's interval, without pairs, if 0 is in it and not in ours: the pairs are alike."""
-        wide = contrast(self.groups)[1] if self.groups and self.interval else None
+        wide = contrast(self.groups)[1] if self.interval else None
         return text(wide) if wide and 0 in wide and 0 not in self.interval else ""
 
     @property
@@ -159,9 +159,7 @@ def family(table1: pd.DataFrame) -> pd.DataFrame:
 
 def bootstrap(grid: Grid, task: str = "t2i", split: str = "test") -> Interval | None:
     """Hierarchical bootstrap interval (seed, then scene) of te - sc, mean of Quad1-4.
-
-    From the counts of every scene, `scenes.csv.gz`. None when a run lacks.
-    """
+    From the counts of every scene, `scenes.csv.gz`. None when a run lacks."""
     column, found = "_".join((task, *AS_PUBLISHED[task])), {"sc": [], "te": []}
     for variant, seed in itertools.product(found, grid.seeds):
         run = open_run(grid.cell(variant, seed), "evaluation", grid.results or None)
@@ -199,10 +197,10 @@ def _versus(table1: pd.DataFrame, task: str, a: str, b: str, words: str, case: s
     return Claim(f"{TITLES[task]}: {words}", SECTIONS[task], tuple(found[a] - found[b]),
                  *contrast([(1.0, _published(case=case, task=task, variant=a)),
                             (-1.0, _published(case=case, task=task, variant=theirs or b))]),
-                 _seen(table1, task, a, b), detail=detail, groups=_groups(found, (1, -1)))
+                 _seen(table1, task, a, b), detail=detail, groups=groups_of(found, (1, -1)))
 
 
-def _groups(found: pd.DataFrame, weights: Iterable[float]) -> list[tuple[float, Group]]:
+def groups_of(found: pd.DataFrame, weights: Iterable[float]) -> list[tuple[float, Group]]:
     """The columns, rows seeds, as weighted groups."""
     return [(weight, Group(found[name].mean(), found[name].std(), len(found)))
             for name, weight in zip(found, weights, strict=True)]
@@ -212,7 +210,7 @@ def _greedy(table1: pd.DataFrame, task: str) -> Claim:
     """te - sc where the most likely token is taken instead of one drawn by chance."""
     found = scores(table1, task, decoding="greedy")[["te", "sc"]].dropna()
     return Claim(f"{TITLES[task]}, greedy: te above sc, mean of Quad1–4", "ours",
-                 tuple(found.te - found.sc), groups=_groups(found, (1, -1)),
+                 tuple(found.te - found.sc), groups=groups_of(found, (1, -1)),
                  detail=f"te {found.te.mean():.3f}, sc {found.sc.mean():.3f}")
 
 
@@ -289,7 +287,7 @@ def _efficiency(table2: pd.DataFrame) -> list[Claim]:
             f"a third of the training scenes costs te less than sc (text→image, {where})", section,
             tuple(cost.sc - cost.te), *theirs, seen,
             detail=f"sc {-cost.sc.mean():+.3f}, te {-cost.te.mean():+.3f}",
-            groups=_groups(both, (1, -1, -1, 1))))
+            groups=groups_of(both, (1, -1, -1, 1))))
     return found
 
 

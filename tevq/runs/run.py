@@ -74,12 +74,17 @@ def open_run(settings: Settings, kind: str, results: str | Path | None = None) -
     run, published = Run(root / place, config), Run(PUBLISHED / place, config, root / place)
     if root != LOCAL or run.done or not published.done:
         return run
-    networks = [open_run(settings, part, results) for part in PARTS[kind]
-                if part in PARTS and part != kind]
-    if (parent := origin(settings)) and kind != "classifier":
-        networks.append(open_run(parent, "stage1", results))
-    anew = any(network.done and network.folder == network.own for network in networks)
+    anew = any(one.done and one.folder == one.own for one in upstream(settings, kind, results))
     return run if anew else published
+
+
+def upstream(settings: Settings, kind: str, results: str | Path | None = None) -> list[Run]:
+    """The runs that a run of this kind starts from."""
+    found = [open_run(settings, part, results) for part in PARTS[kind]
+             if part in PARTS and part != kind]
+    if (parent := origin(settings)) and kind != "classifier":
+        found.append(open_run(parent, "stage1", results))
+    return found
 
 
 def origin(settings: Settings) -> Settings | None:
