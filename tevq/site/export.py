@@ -3,8 +3,8 @@
 S pixels, h = w = S / stride cells, V words, K codes. `near` are the tokens that the embedding of a
 token sees (`words.sources` and `codes.sources` of the transformer). Files of a variant:
 
-    encoder      images (B, 3, S, S) in [-1, 1] -> codes (B, h, w) int32
-    decoder      codes (B, h, w) int32 -> images (B, 3, S, S), clamped to [-1, 1]
+    encoder      images (1, 3, S, S) in [-1, 1] -> codes (1, h, w) int32
+    decoder      codes (1, h, w) int32 -> images (1, 3, S, S), clamped to [-1, 1]
     transformer  near words (n, window), near codes (n, neighbours), position (n), kept (past,
                  depth, 2, heads, head_dim) -> logits of words (1, V) and of codes (1, K) after the
                  last of the n tokens; and keys and values (n, depth, ...), to be kept
@@ -102,38 +102,55 @@ def step(m: Transformer, words: Tensor, codes: Tensor, position: Tensor, kept: T
 
 
 def export(networks: dict[str, Generator], folder: Path) -> None:
-    """Writes the ONNX files of some variants."""
+    """Writes the ONNX files of some variants. Networks that differ in weights only share a graph."""
+    graphs: dict[str, Any] = {}
     for name, te in networks.items():
-        model, m, size = plain(te.evaluator.vqgan), te.model, te.settings.data.scene
-        q, side = model.quantizer, size // model.stride
-        near = {kind: torch.zeros(3, e.sources.shape[1], dtype=torch.int32)
-                for kind, e in (("words", m.words), ("codes", m.codes))}
-        _write(folder / f"{name}-encoder.onnx",
-               Network(lambda x, f=model.encoder, q=q: q.nearest(f(x)).int(), model),
-               images=torch.zeros(2, 3, size, size))
-        _write(folder / f"{name}-decoder.onnx",
-               Network(lambda c, g=model.decoder, q=q: g(q.lookup(c.long())).clamp(-1, 1), model),
-               codes=torch.zeros(2, side, side, dtype=torch.int32))
-        _write(folder / f"{name}-transformer.onnx", Network(lambda *x, m=m: step(m, *x), m),
-               **near, position=torch.zeros(3, dtype=torch.int32),
-               kept=torch.zeros(5, m.depth, 2, m.heads, m.head_dim))
-    reader = te.evaluator.classifier
-    _write(folder / "classifier.onnx",
-           Network(lambda x: tuple(y.argmax(1).int() for y in reader(x)), reader),
-           crops=torch.zeros(2, 3, size * 7 // 16, size * 7 // 16))
+        for kind, (network, grows, inputs) in _parts(te).items():
+            key = f"{kind} {network}"
+            if key not in graphs:  # to trace a graph takes most of the time
+                graphs[key] = _trace(network.eval(), grows, inputs)
+            file = f"{kind}.onnx" if kind == "classifier" else f"{name}-{kind}.onnx"
+            _write(folder / file, graphs[key], network)
 
 
-def _write(path: Path, network: nn.Module, **inputs: Tensor) -> None:
-    """Exports a network whose inputs may grow along their first axis."""
-    import onnx
+def _parts(te: Generator) -> dict[str, tuple[Network, bool, dict[str, Tensor]]]:
+    """Kind of file -> network, whether its inputs may grow along their first axis, and inputs."""
+    model, m, size = plain(te.evaluator.vqgan), te.model, te.settings.data.scene
+    q, reader, side = model.quantizer, te.evaluator.classifier, size // model.stride
+    near = {kind: torch.zeros(3, e.sources.shape[1], dtype=torch.int32)
+            for kind, e in (("words", m.words), ("codes", m.codes))}
+    kept = torch.zeros(5, m.depth, 2, m.heads, m.head_dim)
+    return {
+        "encoder": (Network(lambda x: q.nearest(model.encoder(x)).int(), model), False,
+                    {"images": torch.zeros(1, 3, size, size)}),
+        "decoder": (Network(lambda c: model.decoder(q.lookup(c.long())).clamp(-1, 1), model), False,
+                    {"codes": torch.zeros(1, side, side, dtype=torch.int32)}),
+        "transformer": (Network(lambda *x: step(m, *x), m), True,
+                        near | {"position": torch.zeros(3, dtype=torch.int32), "kept": kept}),
+        "classifier": (Network(lambda x: tuple(y.argmax(1).int() for y in reader(x)), reader), True,
+                       {"crops": torch.zeros(2, 3, size * 7 // 16, size * 7 // 16)}),
+    }
 
+
+def _trace(network: Network, grows: bool, inputs: dict[str, Tensor]) -> Any:
+    """The graph of a network, not yet simplified: every weight keeps its name."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    shapes = (({0: torch.export.Dim.DYNAMIC},) * len(inputs),) if grows else None
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        model = torch.onnx.export(
-            network.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},) *
-                                                      len(inputs),)).model_proto
+        return torch.onnx.export(
+            network, tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=list(inputs), dynamic_shapes=shapes, optimize=False)
+
+
+def _write(path: Path, graph: Any, network: Network) -> None:
+    """Writes a graph with the weights of a network."""
+    import onnx
+    from onnxscript import optimizer
+
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    graph.apply_weights({x: own[x] for x in graph.model.graph.initializers if x in own})
+    model = optimizer.optimize(graph.model_proto)
     halve(model.graph)
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
