@@ -24,8 +24,8 @@ from tevq.train import stage1
 
 distributed = pytest.importorskip("distributed")
 
-# Trains Stage 1 with a checkpoint after every step; in its first execution it stands still after the
-# third one and writes down who its worker is.
+# Trains Stage 1 with a checkpoint after every step; its first execution stands still after the third
+# one and writes down who its worker is.
 TRAINING = """\
 import os, pathlib, time
 import psutil

@@ -12,9 +12,7 @@ token sees (`words.sources` and `codes.sources` of the transformer). Files of a 
 and `classifier`, the same for all: crops (B, 3, s, s) -> classes and colours (B,) int32.
 """
 
-import contextlib
 import copy
-import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -102,7 +100,7 @@ def step(m: Transformer, words: Tensor, codes: Tensor, position: Tensor, kept: T
 
 
 def export(networks: dict[str, Generator], folder: Path) -> None:
-    """Writes the ONNX files of some variants. Networks that differ in weights only share a graph."""
+    """Writes the ONNX files of some variants; those that differ in weights only share graphs."""
     graphs: dict[str, Any] = {}
     for name, te in networks.items():
         for kind, (network, grows, inputs) in _parts(te).items():
@@ -136,7 +134,7 @@ def _trace(network: Network, grows: bool, inputs: dict[str, Tensor]) -> Any:
     """The graph of a network, not yet simplified: every weight keeps its name."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     shapes = (({0: torch.export.Dim.DYNAMIC},) * len(inputs),) if grows else None
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return torch.onnx.export(
             network, tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
