@@ -24,7 +24,7 @@ from tevq.train import stage1
 
 distributed = pytest.importorskip("distributed")
 
-# Trains Stage 1 with a checkpoint after every step; its first execution stands still after the third
+# Trains Stage 1 with a checkpoint after each step. Its first execution stands still after the third
 # one and writes down who its worker is.
 TRAINING = """\
 import os, pathlib, time
