@@ -24,7 +24,7 @@ from tevq.runs.storage import write_atomically
 BEGIN = "<!-- {}: made by `python results/write_pages.py`, do not edit -->"
 END = "<!-- end of {} -->"
 PAGES: dict[str, dict[str, Callable[[Grid], str]]] = {
-    "README.md": {"short": short.in_short, "pace": speed.pace},
+    "README.md": {"lead": short.lead, "short": short.in_short, "pace": speed.pace},
     "tevq/README.md": {"files": guide.files, "presets": guide.sizes, "official": guide.official,
                        "guide": guide.commands, "scaling": guide.scaling},
     "results/laptop/README.md": {"results": study.results},

@@ -13,7 +13,7 @@ from pages.text import markdown
 
 from tevq.config import SettingsError
 from tevq.grid import choose
-from tevq.report import claims, tables, views
+from tevq.report import claims, tables, views, why
 from tevq.runs import devices
 from tevq.runs.run import open_run
 
@@ -39,10 +39,30 @@ def test_every_line_of_the_front_page_is_one_claim(published):
     assert all(f"| {line} |" in shown for line in short.SHORT)
 
 
+def test_both_answers_come_first(published):
+    """Planted faults: another claim; trainings of before the plan as new ones; an early answer."""
+    assert short.answer([], pd.DataFrame()) == "**In short.** Nothing has run yet."
+    every, frame = study.all_claims(published), why.table(published)
+    claim = next(c for c in every if c.text.startswith("text→image: te above sc, mean"))
+    before = short.answer(every, frame[~frame.planned])
+    assert f"? *Yes*: {claim.estimate:+.3f} [" in before
+    assert before.endswith("right digits, 6 seeds. Because its codes are orthogonal, or because "
+                           "they are few? New trainings will tell.")
+    done, wanted = why.progress(frame)
+    said = short.answer(every, frame)
+    assert said.startswith(before.removesuffix("New trainings will tell."))
+    assert ("so far" in said) == (done < wanted)
+    assert f"*{why.verdict(frame).capitalize()}*" in said
+    for arm, name in short.ARMS.items():
+        found = why.paired(frame, arm, "sc")
+        assert (f"{name.replace(':', ',')}, {found.shown}" in said) == bool(found.values)
+
+
 def test_the_front_page_is_short_and_says_first_what_was_found():
     text = (write_pages.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(text) <= 130
-    assert text.index("## What was found") < 15
+    assert text.index("## What was found") < 20
+    assert any(line.startswith("**In short.** Does `te`") for line in text[:10])
 
 
 def test_links_to_a_part_of_a_page_have_its_heading():

@@ -180,7 +180,7 @@ def test_the_first_page_explains_its_words_and_leads_to_the_plan(site):
     """Planted faults: the table without the list above it in README.md; a page left out; Markdown
     in a title."""
     index = (site / "index.html").read_text(encoding="utf-8")
-    for word in ("<code>Quad1</code>", "<em>Kappa</em>", "<em>stride</em>"):
+    for word in ("<code>Quad1</code>", "<em>Kappa</em>", "<em>stride</em>", "In short."):
         assert word in index
     assert 'href="plan.html"' in index
     assert 'href="../plan.html"' in (site / "notebooks/08_why.html").read_text(encoding="utf-8")

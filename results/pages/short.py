@@ -49,6 +49,30 @@ def in_short(grid: Grid) -> str:
     return f"{found}\n\n{why_in_short(measured)}" if measured.official_second.any() else found
 
 
+def lead(grid: Grid) -> str:
+    """The two main answers, with their numbers, before everything else."""
+    return answer(study.all_claims(grid), why.table(grid))
+
+
+def answer(every: list[Claim], frame: pd.DataFrame) -> str:
+    """Is `te` better, by its claim; and why, by the runs of results/plan.md."""
+    if not (c := _find(every, next(iter(SHORT.values())))):
+        return "**In short.** Nothing has run yet."
+    told = ("**In short.** Does `te`, the paper's proposal, paint captions better than the "
+            "baseline `sc`, with combinations that training never shows? "
+            f"*{ANSWERS.get(c.verdict, c.verdict).capitalize()}*: {c.estimate:+.3f} "
+            f"{text(c.interval)} in the share of right digits, {len(c.values)} seeds. Because its "
+            "codes are orthogonal, or because they are few?")
+    known = {arm: found.shown for arm in ARMS if (found := why.paired(frame, arm, "sc")).values}
+    if not known:
+        return f"{told} New trainings will tell."
+    done, wanted = why.progress(frame)
+    arms = "; ".join(f"{ARMS[arm].replace(':', ',')}, {shown}" for arm, shown in known.items())
+    return (f"{told} *{why.verdict(frame).capitalize()}*{' so far' * (done < wanted)}: {done} of "
+            f"{wanted} seeds have all that decides. Trained anew, the difference to `sc` is: "
+            f"{arms}.")
+
+
 def why_in_short(frame: pd.DataFrame) -> str:
     """What the runs of results/plan.md say so far: the answer, and the differences it rests on."""
     done, wanted = why.progress(frame)
@@ -158,7 +182,10 @@ def answers(every: list[Claim], larger: dict[str, list[Claim]] | None = None) ->
     if not rows:
         return "Nothing has run yet."
     return (markdown(pd.DataFrame(rows).set_index("Compared with `sc`, `te` ...")) +
-            "\n\n*Yes* and *no, worse*: our 95 % interval over seeds lies on that side of 0. *No "
+            "\n\nEach number is a difference to `sc`, averaged over seeds. Unless the row says "
+            "otherwise, it is in the share of right digits, the mean of Quad1–4. *Kappa* is how "
+            "often codes of items agree, beyond chance: 0 is chance, 1 is always. *Yes* and *no, "
+            "worse*: our 95 % interval over seeds lies on that side of 0. *No "
             f"difference*: two one-sided tests at 5 % show that it lies within ±{MARGIN}. "
             "*Undecided*: none of these. Only the first row was planned, for three seeds; three "
             "more came when those had not decided it. The intervals hold for each row alone. All "

@@ -55,10 +55,11 @@ def build(folder: Path = SITE, looked_at: int = LOOKED_AT) -> str:
         _write_page(made / page, (PUBLISHED / source).read_text(encoding="utf-8"),
                     (PUBLISHED / source).parent)
     pages = runpy.run_path(str(PUBLISHED / "write_pages.py"))
-    short = pages["short"].in_short(pages["study"].published_grid())
+    short, grid = pages["short"], pages["study"].published_grid()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     words = re.search(r"## What was found\n(.*?)<!-- short", readme, re.DOTALL)[1]
-    parts = {"words": words, "short": short, "notebooks": _notebooks(made), "about": about}
+    parts = {"words": words, "lead": short.lead(grid), "short": short.in_short(grid),
+             "notebooks": _notebooks(made), "about": about}
     text = (made / "index.md").read_text(encoding="utf-8")
     text = re.sub(r"\{(\w+)\}", lambda m: parts[m[1]], text)
     _write_page(made / "index.html", text, ROOT)

@@ -105,8 +105,7 @@ def export(networks: dict[str, Generator], folder: Path) -> None:
     for name, te in networks.items():
         for kind, (network, grows, inputs) in _parts(te).items():
             key = f"{kind} {network}"
-            if key not in graphs:  # to trace a graph takes most of the time
-                graphs[key] = _trace(network.eval(), grows, inputs)
+            graphs[key] = graphs.get(key) or _trace(network.eval(), grows, inputs)  # is slow
             file = f"{kind}.onnx" if kind == "classifier" else f"{name}-{kind}.onnx"
             _write(folder / file, graphs[key], network)
 
