@@ -131,6 +131,16 @@ def test_notebook_08_shows_what_has_run_and_names_what_has_not(execute, tmp_path
     assert {round(y, 9) for y in planned.official} <= drawn
 
 
+def test_two_by_two_draws_seeds_that_have_all_four(execute, tmp_path):
+    """Planted faults: arms of different seeds in one panel; seeds of a figure that are not told."""
+    wide = "stage1.code_dim=64"  # te40 needs 40 at least
+    for arms, seeds in (("sc,te", "100,101"), ("sc40,te40", "101")):
+        fake_runs.finish(choose("smoke", arms, seeds, overrides=wide, results=str(tmp_path)))
+    _, figures = execute("08_why", tmp_path, variants="sc,te", seeds="0,1", overrides=wide)
+    assert "seeds 101 · one seed · all have run" in stamps(figures["08_two_by_two"])
+    assert "seeds 100, 101 (sc, te); 101 (sc40, te40)" in stamps(figures["08_predictors"])
+
+
 def test_every_seed_is_a_point_and_only_drawn_seeds_are_named(execute, tmp_path):
     """cb lacks seed 1, the runs on a third lack altogether. Planted faults: a mean for the seeds;
     the paper's values of another direction; all seeds of the grid named; cells of a seed beyond the

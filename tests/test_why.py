@@ -375,6 +375,9 @@ def test_the_first_screen_says_how_far_the_plan_is():
     assert "Codes in use: `sc` 180, `te` 180, `sc40` 180." in said
     said = short.why_in_short(made)  # six seeds of the first half of the arms
     assert "0 of 6 seeds" in said and "Preliminary answer: *not settled*." in said
+    alike = with_judge(**ARMS)
+    alike = alike[(alike.variant != "te_revived") | (alike.seed == 100)].assign(orthogonality=0.1)
+    assert "orthogonal codes, is 0.100 (at most 0.013)." in short.why_in_short(alike)
 
 
 def test_the_first_screen_has_a_row_per_arm():

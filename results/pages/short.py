@@ -68,9 +68,10 @@ def answer(every: list[Claim], frame: pd.DataFrame) -> str:
         return f"{told} New trainings will tell."
     done, wanted = why.progress(frame)
     arms = "; ".join(f"{ARMS[arm].replace(':', ',')}, {shown}" for arm, shown in known.items())
-    return (f"{told} *{why.verdict(frame).capitalize()}*{' so far' * (done < wanted)}: {done} of "
-            f"{wanted} seeds have all that decides. Trained anew, the difference to `sc` is: "
-            f"{arms}.")
+    return " ".join([
+        f"{told} *{why.verdict(frame).capitalize()}*{' so far' * (done < wanted)}: {done} of "
+        f"{wanted} seeds have all that decides. Trained anew, the difference to `sc` is: {arms}.",
+        *_revival(frame)])
 
 
 def why_in_short(frame: pd.DataFrame) -> str:
@@ -103,12 +104,26 @@ def why_in_short(frame: pd.DataFrame) -> str:
                         " ".join([*_caveats(frame, max(moved)), variety(frame)])])
 
 
+def _revival(frame: pd.DataFrame) -> list[str]:
+    """Why `te_revived` may not be counted, by rule 3 of the plan; nothing if it may or has not run.
+    """
+    rows = frame[frame.planned.astype(bool) & (frame.variant == "te_revived")]
+    found = rows[[*why.REVIVED]].mean()
+    if found.isna().any() or why.revived(frame):
+        return []
+    (least, _), (_, most) = why.REVIVED.values()
+    return ["`te_revived` does not count unless its codes are both in use and orthogonal. It uses "
+            f"{found.codes_used:.0f} codes (at least {least}); equation 5, which is 0 for "
+            f"orthogonal codes, is {found.orthogonality:.3f} (at most {most})."]
+
+
 def _reasons(frame: pd.DataFrame) -> list[str]:
     """What the answer rests on, once there is one: endpoints, arms, shares."""
     pairs = {arm: len(why.paired(frame, arm, "te").values) for arm in why.lacking(frame)}
     if pairs:
         told = ", ".join(f"`{arm}` {count}" for arm, count in pairs.items())
-        return [f"An answer needs at least two seeds of `te` and each other row. So far: {told}."]
+        return [f"An answer needs at least two seeds of `te` and each other row. So far: {told}.",
+                *_revival(frame)]
     decided = {name + judge: found for judge in why.JUDGES
                for name, found in why.decision(frame, judge).items()}
     if set(decided.values()) == {"not settled"}:
@@ -117,8 +132,7 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
                                          for column, head in COLUMNS.items()) + "."]
     found += ["By arm, with official decoding: " + "; ".join(
         f"`{arm}` {why.standing(frame, arm).text}" for arm in why.DECIDING) + "."]
-    if not why.revived(frame):
-        found.append("`te_revived` does not count: its codes did not stay in use and orthogonal.")
+    found += _revival(frame)
     for arm in why.FEW:
         part, ends = why.share(frame, arm)
         found.append(f"`{arm}` has {part:.0%} of the gain of `te`, " + (
@@ -142,7 +156,7 @@ def _caveats(frame: pd.DataFrame, moved: float) -> list[str]:
              f"{moved:.3f} at most."]
     if len(used):
         found.append("Codes in use: " + ", ".join(
-            f"`{name}` {used[name]:.0f}" for name in ("sc", "te", "sc40") if name in used) + ".")
+            f"`{name}` {used[name]:.0f}" for name in ("sc", *ARMS) if name in used) + ".")
     if len(before):
         found.append(f"`te` minus `sc` was {before.min():+.3f} to {before.max():+.3f} in the "
                      f"{len(before)} earlier pairs.")
