@@ -107,8 +107,7 @@ def why_in_short(frame: pd.DataFrame) -> str:
 def _revival(frame: pd.DataFrame) -> list[str]:
     """Why `te_revived` may not be counted, by rule 3 of the plan; nothing if it may or has not run.
     """
-    rows = frame[frame.planned.astype(bool) & (frame.variant == "te_revived")]
-    found = rows[[*why.REVIVED]].mean()
+    found = why.revival(frame)
     if found.isna().any() or why.revived(frame):
         return []
     (least, _), (_, most) = why.REVIVED.values()

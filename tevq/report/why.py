@@ -232,10 +232,15 @@ def standing(frame: pd.DataFrame, arm: str, endpoint: str = "official") -> Stand
                       or Interval(-math.inf, math.inf) for other in ("te", "sc")))
 
 
+def revival(frame: pd.DataFrame) -> pd.Series:
+    """Rule 3 looks at these: means of te_revived, by column of REVIVED; NaN where not run."""
+    return frame[frame.planned.astype(bool) & (frame.variant == "te_revived")][[*REVIVED]].mean()
+
+
 def revived(frame: pd.DataFrame) -> bool:
     """Whether the codes of te_revived were in use and orthogonal, on average (rule 3)."""
-    rows = frame[frame.planned.astype(bool) & (frame.variant == "te_revived")]
-    return all(low <= rows[name].mean() <= high for name, (low, high) in REVIVED.items())
+    found = revival(frame)
+    return all(low <= found[name] <= high for name, (low, high) in REVIVED.items())
 
 
 def progress(frame: pd.DataFrame) -> tuple[int, int]:
