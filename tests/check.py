@@ -3,8 +3,8 @@
 nbval cannot pass parameters. So it gets copies of the notebooks with tiny settings in their
 parameters cell. The command line runs all notebooks with these settings first; nbval then runs
 every notebook again over the finished trainings, as a reader does who opens it and runs all cells.
-pytest mostly waits for processes that start. So it runs beside all this, in two processes, and is
-shown last.
+pytest mostly waits for processes that start. So it runs beside all this, in three processes, and
+is shown last.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def main() -> int:
         signal.signal(kind, _interrupt)
     began, failed = time.monotonic(), []
     with (tempfile.TemporaryDirectory(prefix="tevq-test-", ignore_cleanup_errors=True) as place,
-          beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5", "-n", "2",
+          beside(Path(place) / "pytest.txt", "-m", "pytest", "-q", "--durations=5", "-n", "3",
                  "--dist", "loadfile") as pytest):
         steps = {
             "ruff": lambda: python("-m", "ruff", "check", "."),

@@ -26,6 +26,7 @@ case "$*" in
   "-m venv"*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
   "-m pip --version") test "$(basename "$0")" = python ;;
   "-m pip install"*) sleep "${{SLOW:-0}}"; echo "$PWD: user=$PIP_USER $*" >>"$RECORD" ;;
+  "-m compileall"*) echo "$PWD: $*" >>"$RECORD" ;;
   *fcntl*) exec '{sys.executable}' "$@" ;;
   *ensurepip*) exit "${{OLD:-0}}" ;;
   *) shift 2; echo "$PWD: tevq safe=$PYTHONSAFEPATH $*" >>"$RECORD" ;;
@@ -64,23 +65,24 @@ def call(clone: Path, *words: str, **more: str) -> list[str]:
     return record.read_text(encoding="utf-8").splitlines()
 
 
-def told(clone: Path) -> tuple[str, str]:
-    """What an installation and a start write down. pip must compile: where Python may not write
+def told(clone: Path) -> tuple[list[str], str]:
+    """What an installation and a start write down. It must compile: where Python may not write
     what it compiled, as in many containers, every process would do it again (10 s for torch)."""
-    return (f"{clone}: user=0 -m pip install --quiet --requirement requirements.txt",
+    install = "-m pip install --quiet --no-compile --requirement requirements.txt"
+    return ([f"{clone}: user=0 {install}", f"{clone}: -m compileall -qq -j 0 .venv/lib"],
             f"{clone.parent}: tevq safe=1")
 
 
 def test_installs_once_and_again_when_requirements_change(clone):
     install, begin = told(clone)
-    assert call(clone, "--dry-run") == [install, f"{begin} --dry-run"]
+    assert call(clone, "--dry-run") == [*install, f"{begin} --dry-run"]
     assert call(clone) == [f"{begin} "]
     with (clone / "requirements.txt").open("a", encoding="utf-8") as file:
         file.write("another\n")
-    assert call(clone) == [install, f"{begin} "]
+    assert call(clone) == [*install, f"{begin} "]
     (clone / ".venv/bin/python").unlink()  # a Python that is gone is replaced
     (clone / ".venv/installed.txt").unlink()
-    assert call(clone) == [install, f"{begin} "]
+    assert call(clone) == [*install, f"{begin} "]
 
 
 def test_links_to_the_script_and_to_the_folder(clone):
@@ -88,7 +90,7 @@ def test_links_to_the_script_and_to_the_folder(clone):
     install, begin = told(clone)
     (clone.parent / "link").symlink_to(clone.name)
     (clone.parent / "bin/all").symlink_to("../link/run_all.sh")
-    assert call(clone, script="bin/all") == [install, f"{begin} "]
+    assert call(clone, script="bin/all") == [*install, f"{begin} "]
     assert call(clone, script="link/run_all.sh") == [f"{begin} "]
 
 
@@ -99,7 +101,7 @@ def test_two_first_calls_install_one_after_the_other(clone):
     said = [child.communicate()[1] for child in both]
     assert [child.returncode for child in both] == [0, 0], said
     lines = (clone.parent / "record").read_text(encoding="utf-8").splitlines()
-    assert sorted(lines) == sorted([install, f"{begin} ", f"{begin} "])
+    assert sorted(lines) == sorted([*install, f"{begin} ", f"{begin} "])
 
 
 def test_without_a_fitting_python_it_says_so_in_one_line(clone):
