@@ -121,8 +121,7 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
     pairs = {arm: len(why.paired(frame, arm, "te").values) for arm in why.lacking(frame)}
     if pairs:
         told = ", ".join(f"`{arm}` {count}" for arm, count in pairs.items())
-        return [f"An answer needs at least two seeds of `te` and each other row. So far: {told}.",
-                *_revival(frame)]
+        return [f"An answer needs at least two seeds of `te` and each other row. So far: {told}."]
     decided = {name + judge: found for judge in why.JUDGES
                for name, found in why.decision(frame, judge).items()}
     if set(decided.values()) == {"not settled"}:
@@ -131,7 +130,6 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
                                          for column, head in COLUMNS.items()) + "."]
     found += ["By arm, with official decoding: " + "; ".join(
         f"`{arm}` {why.standing(frame, arm).text}" for arm in why.DECIDING) + "."]
-    found += _revival(frame)
     for arm in why.FEW:
         part, ends = why.share(frame, arm)
         found.append(f"`{arm}` has {part:.0%} of the gain of `te`, " + (

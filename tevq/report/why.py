@@ -104,7 +104,7 @@ def _cell(grid: Grid, arm: str, seed: int) -> dict[str, Any]:
     done = sum(map(bool, found))
     return {"state": "missing" if not done else "done" if done == len(KINDS) else "part",
             "run": runs["evaluation"].name, "device": runs["evaluation"].made_on.get("device", "")
-            } | _numbers(first, *found, codes)
+            } | (_numbers(first, *found, codes) if first or done else {})
 
 
 def _numbers(stage1: Mapping, quantizer: Mapping, evaluation: Mapping, measured: Mapping,
